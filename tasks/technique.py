@@ -1,0 +1,87 @@
+"""What a technique is: a module at `tasks/<family>/<name>.py` with `Config` and `apply`.
+
+Its path is its name (`pruning.magnitude`); no registry lists it. `apply(bundle, config, context)`
+returns a new bundle and leaves the one given unchanged. A module may also define
+
+* `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
+* `check(bundle_facts, config)`: refusals that can be made before any work.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tasks.bundle import Bundle
+from tasks.errors import SettingsError
+from tasks.frozen import Frozen
+from tasks.suggest import nearest
+from tasks.training.batches import Examples
+from tasks.training.progress import Progress
+
+FAMILIES = ("pruning", "quantization", "distillation", "structure")
+
+
+class Teacher(Protocol):
+    """A node whose answers others learn from."""
+
+    key: str
+    labels: tuple[str, ...]
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        """Return float32 logits (examples, labels); computed once per teacher and texts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a technique may use besides the bundle and its settings."""
+
+    train: Examples
+    validation: Examples
+    transfer: Examples
+    """Unlabelled texts of other domains; may be empty."""
+    teachers: Mapping[str, Teacher]
+    """By the name that the settings give them."""
+    seed: int
+    device: torch.device
+    scratch: Path
+    """A folder that survives a kill: resumable checkpoints of the training loop lie here."""
+    progress: Progress
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """Return the names of all techniques found, sorted."""
+    found = []
+    for family in FAMILIES:
+        package = importlib.import_module(f"tasks.{family}")
+        found += [
+            f"{family}.{module.name}"
+            for module in pkgutil.iter_modules(package.__path__)
+            if not module.name.startswith("_")
+        ]
+    return tuple(sorted(found))
+
+
+def load(name: str) -> ModuleType:
+    """Import the technique `name`.
+
+    Raises SettingsError, with the nearest name, where there is none.
+    """
+    if name not in names():
+        raise SettingsError(f"unknown technique `{name}`{nearest(name, names())}")
+    return importlib.import_module(f"tasks.{name}")
+
+
+def config_class(name: str) -> type[Frozen]:
+    """Return the settings class of the technique `name`."""
+    config: type[Frozen] = load(name).Config
+    return config
