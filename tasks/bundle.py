@@ -92,7 +92,7 @@ def _reshape(model: nn.Module, shapes: dict[str, Any]) -> None:
         if list(parameter.shape) != shape:
             setattr(modules[owner], leaf, nn.Parameter(torch.empty(shape, dtype=parameter.dtype)))
             if isinstance(modules[owner], nn.LayerNorm):
-                modules[owner].normalized_shape = tuple(shape)  # type: ignore[assignment]
+                modules[owner].normalized_shape = tuple(shape)
     for name, widths in shapes["widths"].items():
         for width, value in widths.items():
             setattr(modules[name], width, value)

@@ -19,7 +19,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from tasks.bundle import Bundle
 from tasks.errors import SettingsError
 from tasks.frozen import Frozen
 from tasks.suggest import nearest

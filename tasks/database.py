@@ -1,0 +1,68 @@
+"""The project's own database: what must be exclusive or ordered, also across machines.
+
+SQLite under the state folder; PostgreSQL with `NIGHTPRESS_DATABASE_URL`. Nothing in it that could
+be rebuilt from manifests.
+"""
+
+import os
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+from tasks.errors import StoreError
+from tasks.workspace import Workspace
+
+metadata = sa.MetaData()
+
+claims = sa.Table(
+    "claims",
+    metadata,
+    sa.Column("key", sa.String(128), primary_key=True),
+    sa.Column("owner", sa.String(128)),  # None: released
+    sa.Column("fence", sa.Integer, nullable=False),  # grows with every taking
+    sa.Column("expires", sa.Float, nullable=False),  # seconds since the epoch
+)
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("time", sa.Float, nullable=False),
+    sa.Column("key", sa.String(128), nullable=False, index=True),
+    sa.Column("event", sa.String(32), nullable=False),  # started, published, discarded, failed
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("detail", sa.Text, nullable=False, server_default=""),
+)
+
+
+def engine(workspace: Workspace) -> sa.Engine:
+    """Return the engine, tables made.
+
+    Raises StoreError where the database cannot be opened.
+    """
+    workspace.state.mkdir(parents=True, exist_ok=True)
+    url = os.environ.get("NIGHTPRESS_DATABASE_URL") or f"sqlite:///{workspace.state}/nightpress.db"
+    return _engine(url, os.getpid())
+
+
+@cache
+def _engine(url: str, pid: int) -> sa.Engine:
+    # the pid is part of the cache's key: a connection must not be shared across a fork
+    try:
+        made = sa.create_engine(url, pool_pre_ping=True)
+        if made.dialect.name == "sqlite":
+            sa.event.listen(made, "connect", _configure_sqlite)
+        with made.begin() as connection:
+            metadata.create_all(connection)
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        safe = sa.make_url(url).render_as_string(hide_password=True)
+        line = str(error).splitlines()[0]
+        raise StoreError(f"the database {safe} cannot be opened: {line}") from error
+    return made
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA busy_timeout=60000")
+    connection.execute("PRAGMA synchronous=FULL")

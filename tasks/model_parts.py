@@ -1,0 +1,208 @@
+"""The parts of a Transformer classifier that can be removed: layers, heads, FFN neurons.
+
+Known: BERT and its kin, DistilBERT, MPNet, GPT-2. What is cut keeps its parameters' names; the
+model's `config` keeps the widths that it was built with, and `tasks.bundle` records the real ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from tasks.errors import TechniqueError
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where an architecture keeps its parts; paths are relative to the base model or the layer."""
+
+    layers: str
+    attention: str
+    """The module that holds the head count."""
+    projections: tuple[str, ...]
+    """Query, key, value, or one that holds the three side by side; relative to `attention`."""
+    attention_output: str
+    ffn_input: str
+    ffn_output: str
+    heads: str = "num_attention_heads"
+    head_size: str = "attention_head_size"
+    width: str | None = "all_head_size"
+    """The attribute that holds heads × head size, where one follows the heads."""
+    cuts_heads: bool = True
+
+
+_BERT = _Family(
+    "encoder.layer", "attention.self", ("query", "key", "value"),
+    "attention.output.dense", "intermediate.dense", "output.dense",
+)  # fmt: skip
+_DISTILBERT = _Family(
+    "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"),
+    "attention.out_lin", "ffn.lin1", "ffn.lin2", heads="n_heads", width="dim",
+)  # fmt: skip
+_MPNET = _Family(
+    "encoder.layer", "attention.attn", ("q", "k", "v"),
+    "attention.attn.o", "intermediate.dense", "output.dense",
+    cuts_heads=False,  # its relative position bias is shared: one value a head for all layers
+)  # fmt: skip
+_GPT2 = _Family(
+    "h", "attn", ("c_attn",), "attn.c_proj", "mlp.c_fc", "mlp.c_proj",
+    heads="num_heads", head_size="head_dim", width="split_size",
+)  # fmt: skip
+_FAMILIES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
+    "distilbert": _DISTILBERT,
+    "mpnet": _MPNET,
+    "gpt2": _GPT2,
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One Transformer layer and the modules in which its widths live."""
+
+    name: str
+    """Its path in the whole model."""
+    attention: nn.Module
+    projections: tuple[nn.Module, ...]
+    attention_output: nn.Module
+    ffn_input: nn.Module
+    ffn_output: nn.Module
+    family: _Family
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+        return int(getattr(self.attention, self.family.heads))
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return int(getattr(self.attention, self.family.head_size))
+
+    @property
+    def num_neurons(self) -> int:
+        """Width of the feed-forward network."""
+        return num_inputs(self.ffn_output)
+
+    def keep_heads(self, heads: Sequence[int]) -> None:
+        """Remove all heads but `heads` (ascending), in place."""
+        assert self.family.cuts_heads
+        assert heads
+        size = self.head_size
+        columns = torch.cat([torch.arange(h * size, (h + 1) * size) for h in heads])
+        fused = num_outputs(self.projections[0]) // (self.num_heads * size)
+        width = self.num_heads * size
+        for projection in self.projections:
+            _keep_outputs(projection, torch.cat([columns + i * width for i in range(fused)]))
+        _keep_inputs(self.attention_output, columns)
+        setattr(self.attention, self.family.heads, len(heads))
+        if self.family.width is not None:
+            setattr(self.attention, self.family.width, len(columns))
+
+    def keep_neurons(self, neurons: Sequence[int]) -> None:
+        """Remove all neurons of the feed-forward network but `neurons` (ascending), in place."""
+        assert neurons
+        index = torch.as_tensor(neurons)
+        _keep_outputs(self.ffn_input, index)
+        _keep_inputs(self.ffn_output, index)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether `module` is a matrix with a bias: torch's Linear or GPT-2's Conv1D."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def num_inputs(module: nn.Module) -> int:
+    """Return how many values a linear module takes."""
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight.shape[0 if isinstance(module, Conv1D) else 1]
+
+
+def num_outputs(module: nn.Module) -> int:
+    """Return how many values a linear module gives."""
+    assert isinstance(module.weight, nn.Parameter)
+    return module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+
+
+def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """Return the path and the list of the model's layers.
+
+    Raises TechniqueError where the architecture is unknown or shares one layer's weights.
+    """
+    kind = model.config.model_type
+    if kind not in _FAMILIES:
+        shared = " (its layers share one set of weights)" if kind == "albert" else ""
+        raise TechniqueError(
+            f"a model of type `{kind}` cannot be cut{shared}; known are {', '.join(_FAMILIES)}"
+        )
+    path = f"{model.base_model_prefix}.{_FAMILIES[kind].layers}"
+    found = model.get_submodule(path)
+    assert isinstance(found, nn.ModuleList)
+    return path, found
+
+
+def layers(model: PreTrainedModel) -> list[Layer]:
+    """Return the model's layers with their parts, first to last.
+
+    Raises TechniqueError where the architecture is unknown.
+    """
+    path, found = layer_list(model)
+    family = _FAMILIES[model.config.model_type]
+    parts = []
+    for index, module in enumerate(found):
+        attention = module.get_submodule(family.attention)
+        parts.append(
+            Layer(
+                name=f"{path}.{index}",
+                attention=attention,
+                projections=tuple(attention.get_submodule(p) for p in family.projections),
+                attention_output=module.get_submodule(family.attention_output),
+                ffn_input=module.get_submodule(family.ffn_input),
+                ffn_output=module.get_submodule(family.ffn_output),
+                family=family,
+            )
+        )
+    return parts
+
+
+def cuts_heads(model: PreTrainedModel) -> bool:
+    """Tell whether heads can be removed from a model whose layers are known."""
+    return _FAMILIES[model.config.model_type].cuts_heads
+
+
+def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
+    """Remove all layers but `keep` (ascending), in place.
+
+    Each layer still computes what it did: an attention scale that depends on the layer's old
+    place stays.
+    """
+    _, found = layer_list(model)
+    kept = [found[i] for i in keep]
+    del found[:]
+    for index, layer in enumerate(kept):
+        found.append(layer)
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index
+    model.config.num_hidden_layers = len(kept)
+
+
+def _keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
+    _keep(module, "weight", index, dim=1 if isinstance(module, Conv1D) else 0)
+    if module.bias is not None:
+        _keep(module, "bias", index, dim=0)
+    setattr(module, "nf" if isinstance(module, Conv1D) else "out_features", len(index))
+
+
+def _keep_inputs(module: nn.Module, index: torch.Tensor) -> None:
+    _keep(module, "weight", index, dim=0 if isinstance(module, Conv1D) else 1)
+    setattr(module, "nx" if isinstance(module, Conv1D) else "in_features", len(index))
+
+
+def _keep(module: nn.Module, leaf: str, index: torch.Tensor, dim: int) -> None:
+    old = getattr(module, leaf)
+    kept = old.detach().index_select(dim, index.to(old.device)).contiguous()
+    setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))

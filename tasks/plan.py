@@ -1,0 +1,211 @@
+"""Recipes → one derivation tree, and the key of every node in it.
+
+A key hashes all that can change a node's result and is known beforehand. Equal key, no work.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from tasks import technique
+from tasks.code_hash import code_hash
+from tasks.errors import SettingsError
+from tasks.frozen import Frozen
+from tasks.settings import BASELINE, Settings, Step, explain, merge
+from tasks.suggest import nearest
+
+COMPUTING_PACKAGES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What tonight's tree grows from."""
+
+    data_md5: str
+    base_model_sha256: str
+    device: str
+    """`cpu` or `cuda`."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One model of the tree: its parent with one technique applied."""
+
+    key: str
+    technique: str
+    """`family.name`, or `baseline` for the root."""
+    settings: Mapping[str, Any]
+    """Resolved: every default written out."""
+    parent: str | None
+    teachers: Mapping[str, str]
+    """The settings' name of a teacher → its key."""
+    seed: int
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The keys that must be pressed before."""
+        own = () if self.parent is None else (self.parent,)
+        return tuple(dict.fromkeys((*own, *self.teachers.values())))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A night's tree: nodes in an order in which they can be pressed."""
+
+    nodes: Mapping[str, Node]
+    leaves: Mapping[str, str]
+    """Recipe → key of its last node."""
+    baseline: str
+    recipes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Recipe → keys of all its nodes, the baseline first."""
+
+    def recipes_of(self, key: str) -> tuple[str, ...]:
+        """Return the names of the recipes that end in the node `key`."""
+        return tuple(name for name, leaf in self.leaves.items() if leaf == key)
+
+
+def device_class(device: str) -> str:
+    """Return what of the device can change a result: `cpu`, or the GPU's compute capability."""
+    if device == "cpu":
+        return "cpu"
+    major, minor = torch.cuda.get_device_capability()
+    return f"cuda-{major}.{minor}"
+
+
+def make(settings: Settings, inputs: Inputs) -> Plan:
+    """Merge the recipes into one tree.
+
+    Raises SettingsError for an unknown technique or teacher, settings that a technique refuses,
+    steps that cannot follow one another, and recipes that teach each other in a circle.
+    """
+    return _Planner(settings, inputs).plan()
+
+
+class _Planner:
+    """Resolves recipes depth first, teachers before students."""
+
+    def __init__(self, settings: Settings, inputs: Inputs) -> None:
+        self.settings = settings
+        self.inputs = inputs
+        self.device_class = device_class(inputs.device)
+        self.nodes: dict[str, Node] = {}
+        self.chains: dict[str, tuple[str, ...]] = {}
+        self.open: list[str] = []
+
+    def plan(self) -> Plan:
+        baseline = self._add(
+            BASELINE,
+            self.settings.baseline.model_dump(mode="json", exclude={"model"}),
+            None,
+            {},
+            reads_data=True,
+            module="tasks.training.baseline",
+        )
+        for name in self.settings.recipes:
+            self._recipe(name, baseline)
+        return Plan(
+            nodes=self.nodes,
+            leaves={name: chain[-1] for name, chain in self.chains.items()},
+            baseline=baseline,
+            recipes=self.chains,
+        )
+
+    def _recipe(self, name: str, baseline: str) -> str:
+        if name in self.chains:
+            return self.chains[name][-1]
+        if name in self.open:
+            circle = " → ".join([*self.open[self.open.index(name) :], name])
+            raise SettingsError(f"recipes teach each other in a circle: {circle}")
+        self.open.append(name)
+        chain, last = [baseline], None
+        for index, step in enumerate(self.settings.recipes[name]):
+            place = f"recipes.{name}[{index}] {step.technique}"
+            module = _located(place, step)
+            if last is not None:
+                raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
+            config = self._configure(place, step)
+            teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
+            chain.append(
+                self._add(
+                    step.technique,
+                    config.model_dump(mode="json"),
+                    chain[-1],
+                    teachers,
+                    reads_data=getattr(module, "READS_DATA", True),
+                    module=f"tasks.{step.technique}",
+                )
+            )
+            last = step.technique if getattr(module, "LAST", False) else None
+        self.open.pop()
+        self.chains[name] = tuple(chain)
+        return chain[-1]
+
+    def _teacher(self, place: str, name: str, baseline: str) -> str:
+        if name == BASELINE:
+            return baseline
+        if name not in self.settings.recipes:
+            options = [BASELINE, *self.settings.recipes]
+            raise SettingsError(
+                f"{place}: no recipe `{name}` to learn from{nearest(name, options)}"
+            )
+        return self._recipe(name, baseline)
+
+    def _configure(self, place: str, step: Step) -> Frozen:
+        """Return the step's settings, the general training settings beneath its own."""
+        config_class = technique.config_class(step.technique)
+        given = dict(step.settings)
+        if "training" in config_class.model_fields:
+            general = self.settings.training.model_dump(mode="json")
+            given["training"] = merge(general, given.get("training") or {})
+        try:
+            return config_class.model_validate(given)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            raise SettingsError(f"{place}: {explain(problem, config_class)}") from error
+
+    def _add(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        parent: str | None,
+        teachers: Mapping[str, str],
+        *,
+        reads_data: bool,
+        module: str,
+    ) -> str:
+        material = {
+            "parent": parent if parent is not None else self.inputs.base_model_sha256,
+            "teachers": dict(sorted(teachers.items())),
+            "technique": name,
+            "settings": settings,
+            "data": self.inputs.data_md5 if reads_data else None,
+            "seed": self.settings.seed if reads_data else None,
+            "device": self.device_class if reads_data else None,
+            "versions": {p: importlib.metadata.version(p) for p in COMPUTING_PACKAGES},
+            "code": code_hash(module, "tasks.context"),
+        }
+        key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+        self.nodes.setdefault(
+            key, Node(key, name, dict(settings), parent, dict(teachers), self.settings.seed)
+        )
+        return key
+
+
+def _located(place: str, step: Step) -> Any:
+    try:
+        return technique.load(step.technique)
+    except SettingsError as error:
+        raise SettingsError(f"{place}: {error}") from error
+
+
+def _teachers(config: Frozen) -> tuple[str, ...]:
+    """Return the teachers that a technique's settings name, in `teacher` or `teachers`."""
+    one = getattr(config, "teacher", None)
+    many = getattr(config, "teachers", ())
+    return tuple(dict.fromkeys((*((one,) if one else ()), *many)))

@@ -1,0 +1,49 @@
+"""Dynamic int8 quantization: weights beforehand, activations as each text arrives.
+
+    q = clamp(round(x / scale) + zero_point),    x ≈ scale · (q − zero_point)
+
+Weights get their scale from their own range (one a matrix, or one an output channel), activations
+theirs from each batch at run time (Jacob et al. 2018, "Quantization and Training of Neural
+Networks for Efficient Integer-Arithmetic-Only Inference", section 2; ONNX Runtime's
+`quantize_dynamic` does the arithmetic). Nothing is trained and no data is read: the technique adds
+a step to the export plan, and the checkpoint stays in float for the techniques after it.
+
+Applies to every model; the matrix products and, by setting, the embedding tables are quantized.
+"""
+
+from typing import Literal
+
+from tasks.bundle import Bundle
+from tasks.errors import TechniqueError
+from tasks.frozen import Frozen
+from tasks.technique import Context
+
+READS_DATA = False
+LAST = True
+STEP = "quantize_dynamic"
+
+
+class Config(Frozen):
+    """Settings of dynamic quantization."""
+
+    per_channel: bool = True
+    """One scale an output channel; False: one a matrix."""
+    weight_type: Literal["int8", "uint8"] = "int8"
+    reduce_range: bool = False
+    """7 bits a weight: for processors whose 8-bit products overflow (AVX2 without VNNI)."""
+
+
+def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
+    """Return the bundle with the quantization step added to its export plan.
+
+    Raises TechniqueError where the plan quantizes already.
+    """
+    for name, _ in bundle.export.steps:
+        if name.startswith("quantize"):
+            raise TechniqueError(
+                f"the model is quantized already (step `{name}`): leave one quantization in the "
+                "recipe"
+            )
+    pressed = bundle.copy()
+    pressed.export = bundle.export.then(STEP, **config.model_dump())
+    return pressed
