@@ -31,6 +31,7 @@ _WIDTHS = (
     "n_heads", "dim",  # DistilBERT
     "num_heads", "head_dim", "embed_dim", "split_size",  # GPT-2
     "in_features", "out_features", "nx", "nf", "num_embeddings", "embedding_dim",
+    "scaling",  # of attention; some models derive it from the layer's place
 )  # fmt: skip
 """Attributes that hold a module's widths: recorded as they are, and set again at load."""
 
@@ -74,7 +75,7 @@ class Bundle:
 
 def _shapes(model: nn.Module) -> dict[str, Any]:
     widths = {
-        name: {w: getattr(m, w) for w in _WIDTHS if isinstance(getattr(m, w, None), int)}
+        name: {w: getattr(m, w) for w in _WIDTHS if isinstance(getattr(m, w, None), (int, float))}
         for name, m in model.named_modules()
     }
     return {

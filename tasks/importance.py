@@ -52,7 +52,7 @@ def first_order(
     with _frozen(model):
         for indices in encoded.ordered(batch_size):
             batch = {k: v.to(device) for k, v in encoded.batch(indices).items()}
-            heads, neurons = _gate_gradients(model, parts, batch)
+            heads, neurons = gate_gradients(model, parts, batch)
             for total, gradient in zip(found.heads, heads, strict=True):
                 total += gradient.abs().sum(0).double().cpu()
             for total, gradient in zip(found.neurons, neurons, strict=True):
@@ -60,12 +60,13 @@ def first_order(
     return found
 
 
-def _gate_gradients(
+def gate_gradients(
     model: nn.Module, parts: Sequence[Layer], batch: dict[str, torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return ∂L(x)/∂ξ per example: (batch, heads) and (batch, neurons) a layer.
+    """Return ∂L(x)/∂ξ of each example x of a labelled batch, at ξ = 1.
 
-    A gate of its own for each example gives each example's own gradient in one backward pass,
+    The shapes are (batch, heads) and (batch, neurons), one tensor a layer. L is the cross-entropy
+    with the label. A gate of its own for each example gives each example's own gradient in one backward pass,
     since examples of a batch do not touch each other.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]

@@ -186,7 +186,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
         found.append(layer)
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = index
+                module.layer_idx = index  # type: ignore[assignment]
     model.config.num_hidden_layers = len(kept)
 
 

@@ -72,8 +72,16 @@ class Settings(Frozen):
         return self
 
 
-def load(path: Path, *, profile: str | None = None, overrides: Sequence[str] = ()) -> Settings:
+def load(
+    path: Path,
+    *,
+    profile: str | None = None,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+) -> Settings:
     """Read `path`, apply the profile, then `key.path=value` overrides; check the whole.
+
+    `only` keeps the recipes named, and those that teach them.
 
     Raises SettingsError: one line with the place and, where a name is wrong, the nearest one.
     """
@@ -88,9 +96,26 @@ def load(path: Path, *, profile: str | None = None, overrides: Sequence[str] = (
         raw = merge(raw, _parse_override(override))
     raw = _inherit_training(raw)
     try:
-        return Settings.model_validate(raw)
+        settings = Settings.model_validate(raw)
     except ValidationError as error:
         raise SettingsError(_first_line(error, path, document, profile)) from error
+    return settings if only is None else _select(settings, only)
+
+
+def _select(settings: Settings, only: Sequence[str]) -> Settings:
+    """Return the settings with the recipes in `only` and, in turn, their teachers."""
+    kept: dict[str, tuple[Step, ...]] = {}
+    waiting = list(only)
+    while waiting:
+        name = waiting.pop()
+        if name not in settings.recipes:
+            raise SettingsError(f"no recipe `{name}`{nearest(name, settings.recipes)}")
+        if name not in kept:
+            kept[name] = settings.recipes[name]
+            teachers = (step.settings.get("teacher") for step in kept[name])
+            waiting += [t for t in teachers if t in settings.recipes]
+    ordered = {name: steps for name, steps in settings.recipes.items() if name in kept}
+    return settings.model_copy(update={"recipes": ordered})
 
 
 def _read(path: Path) -> Any:

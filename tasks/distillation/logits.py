@@ -54,7 +54,7 @@ class Config(Frozen):
     """The recipe whose last node teaches, or `baseline`."""
     temperature: float = Field(default=2.0, gt=0, le=100)
     """Softens both distributions."""
-    alpha: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.5, gt=0, le=1)
     """Weight of the soft loss; 1 − alpha is the labels'."""
     transfer: bool = True
     """Learn from unlabelled texts of other domains too."""

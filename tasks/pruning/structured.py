@@ -47,7 +47,7 @@ class Config(Frozen):
     """Retrain with the logits of this recipe (or `baseline`) beside the labels."""
     temperature: float = Field(default=2.0, gt=0, le=100)
     """Softens both distributions; with a teacher."""
-    alpha: float = Field(default=0.5, ge=0, le=1)
+    alpha: float = Field(default=0.5, gt=0, le=1)
     """Weight of the soft loss; 1 − alpha is the labels'. With a teacher."""
     transfer: bool = True
     """Train on unlabelled texts of other domains too; with a teacher."""

@@ -1,0 +1,61 @@
+"""What a person sees while a night runs: one bar for the work at hand, one line for what is done."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Narrator:
+    """Tells on standard error, so that standard output holds results alone.
+
+    On a terminal with a live bar; elsewhere, in a log say, with one line per finished thing.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live: Progress | None = None
+        self._bar: Any = None
+
+    def say(self, line: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(line, highlight=False, markup=False)
+
+    def start(self, description: str, total: int) -> None:
+        """Begin a bar of `total` steps."""
+        self.stop()
+        if not self.console.is_terminal:
+            return
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+            console=self.console,
+            transient=True,
+        )
+        self._live.start()
+        self._bar = self._live.add_task(description, total=total, figures="")
+
+    def advance(self, steps: int, *, loss: float | None = None, rate: float | None = None) -> None:
+        """Move the bar on; `loss` is the running loss, `rate` is in examples per second."""
+        if self._live is None:
+            return
+        figures = "" if loss is None else f"loss {loss:.3f}"
+        figures += "" if rate is None else f"  {rate:.0f} examples/s"
+        self._live.update(self._bar, advance=steps, **({"figures": figures} if figures else {}))
+
+    def stop(self) -> None:
+        """End the bar."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

@@ -1,0 +1,67 @@
+"""Starts a night from the command line: one per model at a time, with a Prefect API to run under."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+
+from flows.console import Narrator
+from flows.server import prefect_api
+from tasks import claims
+from tasks.errors import EXIT_VARIANTS_FAILED, NightpressError
+from tasks.settings import Settings
+from tasks.workspace import Workspace
+
+
+def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int:
+    """Run one night and show its result; return the exit code.
+
+    Raises NightpressError where the night cannot go on.
+    """
+    narrator = Narrator(Console(stderr=True))
+    with only_night(workspace, settings.name):
+        claims.sweep(workspace)
+        home = workspace.state / "prefect" / settings.name
+        log = workspace.state / "logs" / "prefect-server.log"
+        _quiet_prefect(workspace)
+        with prefect_api(home, log, meanwhile=_import_heavy):
+            from flows.nightly import nightly, use_narrator
+
+            use_narrator(narrator)
+            facts = nightly(settings.model_dump(mode="json"), str(workspace.root))
+    from tasks.registry import night_report
+
+    if as_json:
+        json.dump(night_report.to_json(facts), sys.stdout, indent=1)
+    else:
+        night_report.terminal_table(facts, Console())
+    return EXIT_VARIANTS_FAILED if facts.failed else 0
+
+
+@contextlib.contextmanager
+def only_night(workspace: Workspace, name: str) -> Iterator[None]:
+    """Hold the claim on tonight's run of the model `name`.
+
+    Raises NightpressError where another night of it is under way.
+    """
+    claim = claims.take(workspace, f"night:{name}")
+    if claim is None:
+        raise NightpressError(
+            f"a night of `{name}` is under way already; wait for it, or end it, and start again"
+        )
+    with claims.held(workspace, claim):
+        yield
+
+
+def _import_heavy() -> None:
+    """Import what takes seconds while the server comes up."""
+    import transformers  # noqa: F401
+
+
+def _quiet_prefect(workspace: Workspace) -> None:
+    """Keep Prefect's log lines and tracebacks in its API, off the terminal."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_HOME", str(workspace.state / "prefect" / "client"))
