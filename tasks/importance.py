@@ -66,8 +66,8 @@ def gate_gradients(
     """Return ∂L(x)/∂ξ of each example x of a labelled batch, at ξ = 1.
 
     The shapes are (batch, heads) and (batch, neurons), one tensor a layer. L is the cross-entropy
-    with the label. A gate of its own for each example gives each example's own gradient in one backward pass,
-    since examples of a batch do not touch each other.
+    with the label. A gate of its own for each example gives each example's own gradient in one
+    backward pass, since examples of a batch do not touch each other.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     heads = [torch.ones(len(ids), p.num_heads, device=ids.device) for p in parts]

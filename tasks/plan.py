@@ -70,6 +70,17 @@ class Plan:
         return tuple(name for name, leaf in self.leaves.items() if leaf == key)
 
 
+def resolve_device(setting: str) -> str:
+    """Return `cpu` or `cuda` for the setting, `auto` being the GPU where there is one.
+
+    Raises SettingsError where a GPU is asked for and none is there.
+    """
+    available = torch.cuda.is_available()
+    if setting == "cuda" and not available:
+        raise SettingsError("`device: cuda`, but no GPU is visible here; use `auto` or `cpu`")
+    return "cuda" if available and setting != "cpu" else "cpu"
+
+
 def device_class(device: str) -> str:
     """Return what of the device can change a result: `cpu`, or the GPU's compute capability."""
     if device == "cpu":

@@ -1,0 +1,41 @@
+"""What each technique's own test says of it, for the contract test that runs over all of them.
+
+The test module of `pruning.magnitude` is `tests/techniques/test_pruning_magnitude.py`; it defines
+`CONTRACT`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tasks.bundle import Bundle
+
+Settings = Mapping[str, Any]
+SHORT = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3}
+"""A training of eight steps on the tiny examples."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Examples of settings, and how the technique proves that it did something."""
+
+    good: Sequence[Settings]
+    bad: Sequence[tuple[Settings, str]]
+    """Settings that must be refused, and a pattern of the reason."""
+    prove: Callable[[Bundle, Bundle, Any], None]
+    """Asserts the effect, given the bundle before, the one after, and the settings."""
+    changes_answers: bool = True
+
+
+def zeros(bundle: Bundle, names: Sequence[str]) -> tuple[int, int]:
+    """Return how many of the weights in the parameters `names` are zero, and how many there are."""
+    weights = [bundle.model.get_parameter(name) for name in names]
+    return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+
+
+def same_weights(one: Bundle, other: Bundle) -> bool:
+    """Tell whether two models have bit-equal parameters of the same names."""
+    first, second = one.model.state_dict(), other.model.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
