@@ -16,7 +16,7 @@ from tasks.workspace import Workspace, quiet_libraries
 
 app = typer.Typer(
     name="nightpress",
-    help="Press text classifiers smaller and faster, every night, and prove which are worth having.",
+    help="Press text classifiers smaller and faster, every night; prove which are worth having.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -1,4 +1,4 @@
-"""What a person sees while a night runs: one bar for the work at hand, one line for what is done."""
+"""What a person sees while a night runs: a bar for the work at hand, a line for what is done."""
 
 from typing import Any
 

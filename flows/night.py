@@ -1,4 +1,4 @@
-"""Starts a night from the command line: one per model at a time, with a Prefect API to run under."""
+"""Starts a night from the command line: one per model at a time, under a Prefect API."""
 
 import contextlib
 import json

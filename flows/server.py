@@ -97,7 +97,7 @@ def running(
             env=environment,
             # a Ctrl-C is for the run alone, which then ends its server
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # no thread has been started yet
+            preexec_fn=die_with_parent,  # no thread has been started yet
         )
     try:
         yield process

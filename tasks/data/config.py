@@ -14,7 +14,8 @@ class TableConfig(Frozen):
     """One table of texts: where it is and which columns count."""
 
     address: str = Field(min_length=1)
-    """`pypi://package==version/path#sha256=…`, `hf://owner/name`, or a local path."""
+    """`pypi://package==version/path#sha256=…`, `hf://owner/name[@revision][#config]`,
+    `hf://./folder` for a local folder of that form, or a local path."""
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     """None: told by the name's ending (`hf://`: by the hub's own files)."""
     columns: tuple[str, ...] | None = None
@@ -23,8 +24,8 @@ class TableConfig(Frozen):
     label: str | None = None
     """Column of labels; give this or `rating`."""
     rating: str | None = None
-    """Column of numbers whose sign is the label: below `-threshold` the first of `labels`,
-    above `threshold` the second; between, the row is dropped."""
+    """Column of numbers whose sign is the label: at or below `-threshold` the first of `labels`,
+    at or above `threshold` the second; between, and at zero, the row is dropped."""
     threshold: float = Field(default=0.0, ge=0)
 
     @model_validator(mode="after")
@@ -38,7 +39,7 @@ class SourceConfig(TableConfig):
     """The labelled source, and other domains beside it."""
 
     labels: tuple[str, ...] | None = None
-    """The label set in order; None: the sorted values found. With `rating`: (negative, positive)."""
+    """The label set in order; None: the sorted values found, or (negative, positive) by rating."""
     label_map: dict[str, str] = {}
     """Raw label → label; a raw label that is not named keeps its value."""
     split: str | None = None
@@ -68,7 +69,7 @@ class PrepareConfig(Frozen):
     max_line_bytes: int = Field(default=1_000_000, gt=0)
     """A longer row is refused: it is a broken file, not a text."""
     max_rows: int | None = Field(default=None, gt=0)
-    """Keep this many rows, those of smallest hash, so that the choice is stable."""
+    """Keep this many rows of each table, chosen by hash, so that the choice is stable."""
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> "PrepareConfig":

@@ -23,6 +23,8 @@ class EvaluationConfig(Frozen):
     """Untimed calls per model before the first round."""
     threads: int | None = Field(default=None, ge=1)
     """Threads of every runtime alike; None: the machine's physical share."""
+    max_slice_texts: int = Field(default=500, ge=0)
+    """Labelled texts of each other domain that models are asked."""
     resamples: int = Field(default=5000, ge=200)
     """Bootstrap resamples."""
     seed: int = 13

@@ -15,6 +15,8 @@ from tasks.bundle import Bundle
 Settings = Mapping[str, Any]
 SHORT = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3}
 """A training of eight steps on the tiny examples."""
+LONG = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2}
+"""Long enough to come near a teacher."""
 
 
 @dataclass(frozen=True)

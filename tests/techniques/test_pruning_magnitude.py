@@ -1,5 +1,7 @@
 """Magnitude pruning: exact masks, the cubic schedule, zeros that stay."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -142,7 +144,7 @@ def test_the_sparsity_rises_step_by_step_and_zeros_stay(tmp_path):
     assert len(seen) == 8
     for step, (share, _) in enumerate(seen, start=1):
         assert share == pytest.approx(0.6 * (1 - (1 - step / 8) ** 3), abs=1e-3)
-    assert all(early <= late for (_, early), (_, late) in zip(seen, seen[1:], strict=False))
+    assert all(early <= late for (_, early), (_, late) in pairwise(seen))
 
 
 def test_a_second_pruning_starts_where_the_first_ended(tmp_path):
@@ -156,6 +158,4 @@ def test_a_second_pruning_starts_where_the_first_ended(tmp_path):
     for name in second.sparse:
         assert (second.model.get_parameter(name)[first.model.get_parameter(name) == 0] == 0).all()
     with pytest.raises(TechniqueError, match=r"80\.\d% zeros already"):
-        magnitude.apply(
-            second, magnitude.Config(sparsity=0.7), tiny.context(tmp_path / "third")
-        )
+        magnitude.apply(second, magnitude.Config(sparsity=0.7), tiny.context(tmp_path / "third"))

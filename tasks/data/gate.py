@@ -1,0 +1,53 @@
+"""The validation gate as a night uses it: what passed once need not be looked at again."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tasks import files
+from tasks.code_hash import code_hash
+from tasks.data import accepted
+from tasks.data.config import ValidationConfig
+from tasks.data.pipeline import PreparedData
+from tasks.data.validation import Validation, validate
+from tasks.errors import DataRejected
+from tasks.workspace import Workspace
+
+
+def pass_or_raise(
+    workspace: Workspace, name: str, config: ValidationConfig, data: PreparedData
+) -> Validation:
+    """Return what the gate found in data that passes.
+
+    Raises DataRejected, with every failed expectation, its count and first rows, otherwise. Data
+    Docs are written either way.
+    """
+    night = accepted_folder(workspace, name)
+    known = night if night.is_dir() else None
+    material = [
+        data.pointer.md5,
+        config.model_dump(mode="json"),
+        files.combined(files.content(night)) if known else None,
+        code_hash("tasks.data.validation"),
+    ]
+    key = hashlib.sha256(json.dumps(material).encode()).hexdigest()
+    path = workspace.state / name / "validations" / f"{key[:16]}.json"
+    docs = workspace.state / name / "data-docs"
+    if path.is_file() and docs.is_dir():
+        return Validation.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    found = validate(data.folder, config, known, docs)
+    if not found.passed:
+        lines = "; ".join(failure.message for failure in found.failures)
+        raise DataRejected(f"the data is not fit to train on: {lines} (all of it: {found.docs})")
+    files.write_json(path, found.to_dict())
+    return found
+
+
+def accept(workspace: Workspace, name: str, data: PreparedData) -> None:
+    """Record the data of a night that ended: later nights are compared with it."""
+    accepted.record(data.folder, accepted_folder(workspace, name))
+
+
+def accepted_folder(workspace: Workspace, name: str) -> Path:
+    """Return where the last accepted night's data is remembered."""
+    return workspace.state / name / "accepted"

@@ -1,0 +1,170 @@
+"""One night's trial: every variant and the baseline, exported, asked, and timed together.
+
+What is judged comes from one measurement: latencies of different runs are never compared.
+"""
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tasks import files, predictions, store
+from tasks.code_hash import code_hash
+from tasks.evaluation.config import EvaluationConfig
+from tasks.evaluation.quality import Agreement, Quality, agreement, quality
+from tasks.exports import Export
+from tasks.press import Ground
+from tasks.runtime.eager import EagerModel
+from tasks.runtime.fingerprint import fingerprint, machine
+from tasks.runtime.latency import Contender, Latency, measure
+from tasks.runtime.memory import peak_memory_mb
+from tasks.runtime.session import Session
+from tasks.training.progress import Progress
+from tasks.workspace import Workspace
+
+EAGER = "pytorch"
+"""The baseline as PyTorch runs it; beside it in the same rounds is its own fp32 export."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How good a model's answers are, and where they lie."""
+
+    validation: Quality
+    test: Quality
+    slices: Mapping[str, Quality]
+    agreement: Agreement
+    """With the baseline, on test data."""
+    correct: np.ndarray
+    """bool (test rows,)."""
+    predictions: Path
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latencies taken in one run, on one machine, in interleaved rounds."""
+
+    run: str
+    time: float
+    machine: Mapping[str, Any]
+    fingerprint: str
+    latencies: Mapping[str, Latency]
+    """By node key, and `EAGER`."""
+    memory_mb: Mapping[str, float]
+
+
+def ask(workspace: Workspace, export: Export, ground: Ground, config: EvaluationConfig) -> Path:
+    """Return the file of the model's predictions, made now if it is not there."""
+
+    def load() -> predictions.Probabilities:
+        return Session(export.folder, ground.threads).probabilities
+
+    return predictions.answered(
+        workspace,
+        export.facts.sha256,
+        ground.data_pointers["prepared"]["md5"],
+        predictions.held_out(ground.data_folder, config.max_slice_texts),
+        ground.labels,
+        load,
+    )
+
+
+def ask_eager(workspace: Workspace, key: str, ground: Ground) -> Quality:
+    """Return the quality on test data of the node `key` as PyTorch runs it."""
+    rows = predictions.held_out(ground.data_folder, 0)
+    rows = rows[rows["split"] == "test"]
+    described = store.manifest(workspace, key)
+    assert described is not None
+
+    def load() -> predictions.Probabilities:
+        return EagerModel(store.load(workspace, key), ground.threads).probabilities
+
+    path = predictions.answered(
+        workspace, f"{EAGER} {described.content}", ground.data_pointers["prepared"]["md5"], rows,
+        ground.labels, load,
+    )  # fmt: skip
+    probabilities, numbers = predictions.read(path, ground.labels, "test")
+    return quality(probabilities, numbers, ground.labels)
+
+
+def answers(path: Path, baseline: Path, labels: tuple[str, ...]) -> Answers:
+    """Return what the predictions in `path` are worth, beside the baseline's."""
+
+    def judged(split: str, domain: str = "") -> Quality:
+        probabilities, numbers = predictions.read(path, labels, split, domain)
+        return quality(probabilities, numbers, labels)
+
+    own, numbers = predictions.read(path, labels, "test")
+    others, _ = predictions.read(baseline, labels, "test")
+    return Answers(
+        validation=judged("validation"),
+        test=judged("test"),
+        slices={d: judged(predictions.SLICES, d) for d in predictions.domains(path)},
+        agreement=agreement(own, others),
+        correct=own.argmax(axis=1) == numbers,
+        predictions=path,
+    )
+
+
+def measurement(
+    workspace: Workspace,
+    exports: Mapping[str, Export],
+    baseline: str,
+    ground: Ground,
+    config: EvaluationConfig,
+    progress: Progress,
+) -> Measurement:
+    """Return the latencies of all `exports` and of the baseline in PyTorch, from one run.
+
+    Taken now, unless this machine has measured exactly these models before.
+    """
+    here = machine()
+    material = {
+        "exports": {key: export.facts.sha256 for key, export in sorted(exports.items())},
+        "data": ground.data_pointers["prepared"]["md5"],
+        "config": config.model_dump(mode="json"),
+        "fingerprint": fingerprint(here),
+        "code": code_hash("tasks.runtime.latency", "tasks.runtime.session", "tasks.runtime.eager"),
+    }
+    name = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+    path = workspace.cache / "measurements" / f"{name}.json"
+    if not path.is_file():
+        taken = _measure(workspace, exports, baseline, ground, config, progress, here)
+        files.write_json(path, asdict(taken))
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved["latencies"] = {key: Latency(**value) for key, value in saved["latencies"].items()}
+    return Measurement(**saved)
+
+
+def _measure(
+    workspace: Workspace,
+    exports: Mapping[str, Export],
+    baseline: str,
+    ground: Ground,
+    config: EvaluationConfig,
+    progress: Progress,
+    here: Mapping[str, Any],
+) -> Measurement:
+    threads = config.threads or ground.threads
+    contenders: dict[str, Contender] = {EAGER: EagerModel(store.load(workspace, baseline), threads)}
+    for key, export in exports.items():
+        contenders[key] = Session(export.folder, threads)
+    rows = predictions.held_out(ground.data_folder, 0)
+    texts = rows.loc[rows["split"] == "test", "text"].tolist()
+    latencies = measure(contenders, texts, config, progress)
+    sample = texts[: config.batch_size]
+    memory = {key: peak_memory_mb(e.folder, threads, sample) for key, e in exports.items()}
+    return Measurement(
+        run=uuid.uuid4().hex,
+        time=time.time(),
+        machine=here,
+        fingerprint=fingerprint(here),
+        latencies=latencies,
+        memory_mb=memory,
+    )
