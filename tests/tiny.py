@@ -137,11 +137,19 @@ def answers(bundle: Bundle, texts: list[str]) -> np.ndarray:
 
 
 def context(scratch: Path, teacher: FixedTeacher | None = None, seed: int = 7) -> Context:
-    """A context over 64 training and 32 validation examples, and 16 unlabelled texts."""
+    """A context over 64 training and 32 validation examples, and 16 unlabelled texts.
+
+    With a teacher, the validation labels are its answers: a random one knows no true ones, and
+    the training loop keeps the weights that validation data likes best.
+    """
     teachers = {} if teacher is None else {"baseline": teacher}
+    validation = examples(32, seed=1)
+    if teacher is not None:
+        judged = answers(teacher.bundle, validation.texts).argmax(axis=1)
+        validation = Examples(validation.texts, judged.astype(np.int64))
     return Context(
         train=examples(64),
-        validation=examples(32, seed=1),
+        validation=validation,
         transfer=unlabelled(examples(16, seed=2).texts),
         teachers=teachers,
         seed=seed,

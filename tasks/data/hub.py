@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,6 @@ def snapshot(address: HubAddress, wanted: Callable[[str], bool], destination: Pa
             found = hf_hub_download(
                 address.repo, name, revision=address.revision, local_files_only=_offline()
             )
-            (destination / name).write_bytes(Path(found).read_bytes())
+            shutil.copyfile(found, destination / name)
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise SourceError(_unreachable(address, error)) from error

@@ -72,6 +72,11 @@ def main(work: Callable[[Path, SourceConfig, PrepareConfig], None]) -> int:
     return 0
 
 
+def home(root: Path) -> Path:
+    """Return where the outputs belong: the checkout's `data`, or the pipeline's own folder."""
+    return root / "data" if Path.cwd().resolve() == root else Path.cwd()
+
+
 def replace(made: Path, final: Path) -> None:
     """Move the folder `made` to where `final` may stand already."""
     files.sync_folder(made)

@@ -17,7 +17,7 @@ the embeddings and the head. Biases and norms are kept.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -32,6 +32,9 @@ from tasks.model_parts import is_linear
 from tasks.technique import Context
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
+
+_BLOCK = 2**20
+"""Scores compared at a time, so that comparing takes little memory."""
 
 
 class Config(Frozen):
@@ -153,12 +156,7 @@ def zero_smallest(
 def _zero_smallest(weights: Sequence[torch.Tensor], count: int) -> None:
     if count == 0:
         return
-    scores = np.empty(sum(w.numel() for w in weights), dtype=np.float32)
-    for weight, place in _places(weights):
-        scores[place] = weight.detach().abs().flatten().float().cpu().numpy()
-    scores.partition(count - 1)  # in place: no second copy, as a sort or torch.kthvalue would need
-    threshold = float(scores[count - 1])
-    ties = count - int((scores[:count] < threshold).sum())
+    threshold, ties = _threshold(weights, count)
     for weight in weights:
         magnitude = weight.detach().abs().float()
         weight[magnitude < threshold] = 0
@@ -167,8 +165,15 @@ def _zero_smallest(weights: Sequence[torch.Tensor], count: int) -> None:
         ties -= len(tied)
 
 
-def _places(weights: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, slice]]:
+def _threshold(weights: Sequence[torch.Tensor], count: int) -> tuple[float, int]:
+    """Return the `count`-th smallest magnitude, and how many as large are among the smallest."""
+    scores = np.empty(sum(w.numel() for w in weights), dtype=np.float32)
     start = 0
     for weight in weights:
-        yield weight, slice(start, start + weight.numel())
+        place = scores[start : start + weight.numel()]
+        np.abs(weight.detach().flatten().float().cpu().numpy(), out=place)
         start += weight.numel()
+    scores.partition(count - 1)  # in place: no second copy, as a sort or torch.kthvalue would need
+    threshold = float(scores[count - 1])
+    blocks = (scores[i : min(i + _BLOCK, count)] for i in range(0, count, _BLOCK))
+    return threshold, count - sum(int((block < threshold).sum()) for block in blocks)

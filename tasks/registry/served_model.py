@@ -34,7 +34,7 @@ class TextClassifier(PythonModel):  # type: ignore[misc]
 
         Columns: `label`, `probability` (of that label), `probabilities` (label → probability).
         """
-        texts = [str(text) for text in model_input["text"]]
+        texts = _texts(model_input)
         names = list(self.session.labels)
         found = self.session.probabilities(texts) if texts else []
         best = [int(row.argmax()) for row in found]
@@ -45,6 +45,14 @@ class TextClassifier(PythonModel):  # type: ignore[misc]
                 "probabilities": [dict(zip(names, map(float, row), strict=True)) for row in found],
             }
         )
+
+
+def _texts(model_input: pd.DataFrame) -> list[str]:
+    """Return the texts; `{"text": [...]}` reaches the model as one row that holds a list."""
+    texts: list[str] = []
+    for cell in model_input["text"]:
+        texts += [str(cell)] if isinstance(cell, str) else [str(text) for text in cell]
+    return texts
 
 
 def _session_module(path: Path) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 SERVED_WITH = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
 """All that an environment needs to serve a registered model."""
 
-_EXAMPLE = "A gripping, beautifully acted film."
+_EXAMPLE = {"text": "A gripping, beautifully acted film."}
 _CODE = Path(__file__).with_name("served_model.py")
 _SESSION = Path(__file__).parents[1] / "runtime" / "session.py"
 
@@ -27,7 +27,7 @@ def save(export_folder: Path, destination: Path, **identity: Any) -> None:
         artifacts={"model": str(export_folder), "session": str(_SESSION)},
         mlflow_model=Model(**identity),
         signature=signature(),
-        input_example=_example(),
+        input_example=_EXAMPLE,
         pip_requirements=requirements(),
     )
 
@@ -53,9 +53,3 @@ def signature() -> Any:
             ]
         ),
     )
-
-
-def _example() -> Any:
-    import pandas as pd
-
-    return pd.DataFrame({"text": [_EXAMPLE]})

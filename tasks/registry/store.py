@@ -83,6 +83,7 @@ def _quiet() -> None:
     """Switch off telemetry and the libraries' own chatter; before MLflow's first import."""
     quiet_libraries()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # each of its two lines per migration step would else land on the user's terminal
     logging.getLogger("alembic").setLevel(logging.WARNING)
 

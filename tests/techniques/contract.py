@@ -15,7 +15,7 @@ from tasks.bundle import Bundle
 Settings = Mapping[str, Any]
 SHORT = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3}
 """A training of eight steps on the tiny examples."""
-LONG = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2}
+LONG = {"epochs": 8, "batch_size": 16, "learning_rate": 1e-2, "patience": 100}
 """Long enough to come near a teacher."""
 
 

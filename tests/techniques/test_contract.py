@@ -1,5 +1,6 @@
 """What holds for every technique: found by its path, tried on a tiny BERT and a tiny GPT-2."""
 
+import ast
 import copy
 import importlib
 import importlib.util
@@ -161,3 +162,17 @@ def test_a_technique_tells_its_formula_and_its_models(name):
     text = technique.load(name).__doc__ or ""
     assert "Applies to" in text
     assert technique.config_class(name).__doc__
+
+
+@pytest.mark.parametrize("name", technique.names())
+def test_a_technique_imports_no_other(name):
+    tree = ast.parse(Path(technique.load(name).__file__).read_text(encoding="utf-8"))
+    imported = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported |= {
+        f"{n.module}.{a.name}"
+        for n in ast.walk(tree)
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
+    assert imported.isdisjoint(f"tasks.{other}" for other in technique.names())

@@ -18,6 +18,7 @@ from tasks.training.config import TrainingConfig
 from tests import tiny
 from tests.techniques.contract import LONG, SHORT, Contract
 
+
 def _softmax(values: np.ndarray, temperature: float) -> np.ndarray:
     powers = np.exp(values / temperature - (values / temperature).max(1, keepdims=True))
     return powers / powers.sum(1, keepdims=True)

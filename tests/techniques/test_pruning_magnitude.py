@@ -1,5 +1,6 @@
 """Magnitude pruning: exact masks, the cubic schedule, zeros that stay."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,8 +14,9 @@ from torch.nn.utils import prune
 
 from tasks.errors import TechniqueError
 from tasks.pruning import magnitude
+from tasks.training.progress import Silent
 from tests import tiny
-from tests.techniques.contract import SHORT, Contract, zeros
+from tests.techniques.contract import SHORT, Contract, same_weights, zeros
 
 
 def _prove(before, after, config):
@@ -145,6 +147,33 @@ def test_the_sparsity_rises_step_by_step_and_zeros_stay(tmp_path):
     for step, (share, _) in enumerate(seen, start=1):
         assert share == pytest.approx(0.6 * (1 - (1 - step / 8) ** 3), abs=1e-3)
     assert all(early <= late for (_, early), (_, late) in pairwise(seen))
+
+
+class _Killer(Silent):
+    """Ends the training after some steps, as a kill would."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.done: list[int] = []
+
+    def advance(self, steps, *, loss=None, rate=None):
+        self.done.append(steps)
+        if sum(self.done) >= self.last:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("ramp", [0, 0.75])
+def test_a_killed_pruning_resumes_to_the_same_weights(ramp, tmp_path):
+    training = {**SHORT, "checkpoint_seconds": 1e-6}
+    config = magnitude.Config(sparsity=0.6, interval=2, ramp=ramp, training=training)
+    whole = magnitude.apply(tiny.tiny_bert(), config, tiny.context(tmp_path / "whole"))
+    context = tiny.context(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        magnitude.apply(tiny.tiny_bert(), config, replace(context, progress=_Killer(5)))
+    resumed = _Killer(9)
+    again = magnitude.apply(tiny.tiny_bert(), config, replace(context, progress=resumed))
+    assert resumed.done == [4, 1, 1, 1, 1]  # eight steps in all, four of them not done again
+    assert same_weights(whole, again)
 
 
 def test_a_second_pruning_starts_where_the_first_ended(tmp_path):

@@ -1,0 +1,221 @@
+"""Versions: every variant is one version of `NAME-candidates`; `NAME` holds what was promoted.
+
+A version carries the key of its node as a tag from its creation on, and is found by it: that is
+what makes registering and promoting safe to repeat after a crash at any point.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from tasks.registry import tracking
+from tasks.registry.facts import VariantFacts
+from tasks.registry.store import talking
+from tasks.registry.tracking import NODE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+VERDICT = "nightpress.verdict"
+REASONS = "nightpress.reasons"
+CANDIDATE = "nightpress.candidate"
+_MODEL = "nightpress.model"
+_REASONS_LENGTH = 5000
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model."""
+
+    model: str
+    number: int
+    node: str
+    tags: Mapping[str, str]
+    run_id: str
+    model_id: str | None
+    """Its LoggedModel."""
+    fresh: bool = False
+    """Whether it was made by the call that returned it."""
+
+    @property
+    def uri(self) -> str:
+        """What `mlflow.pyfunc.load_model` takes."""
+        return f"models:/{self.model}/{self.number}"
+
+
+def candidates_of(name: str) -> str:
+    """Return the registered model that holds every variant of `name`."""
+    return f"{name}-candidates"
+
+
+def find(client: "MlflowClient", model: str, node: str) -> Version | None:
+    """Return the version of the registered model that holds `node`; None where there is none."""
+    assert node.isalnum(), f"{node!r} cannot be a node's key"
+    with talking(client):
+        rows = client.search_model_versions(f"name = '{model}' and tags.`{NODE}` = '{node}'")
+    found = sorted((_version(row) for row in rows), key=lambda v: v.number)
+    return found[0] if found else None
+
+
+def register_variant(
+    client: "MlflowClient", name: str, night_run: str, facts: VariantFacts
+) -> Version:
+    """Return the variant's one version of `NAME-candidates`, logged and made where it is new.
+
+    Its verdict is brought up to date in any case. Raises ServiceError.
+    """
+    model = candidates_of(name)
+    verdict = verdict_tags(facts.passed, facts.reasons)
+    found = find(client, model, facts.node_key)
+    with talking(client):
+        if found is None:
+            parent = _nearest_model(client, model, facts.ancestors)
+            logged = tracking.log_variant(client, night_run, facts, parent)
+            return _create(
+                client,
+                model,
+                source=_source(client, logged),
+                run_id=logged.source_run_id,
+                model_id=logged.model_id,
+                tags={**_shown(logged.tags), _MODEL: logged.model_id, **verdict},
+                description=_describe(facts),
+            )
+        for key, value in verdict.items():
+            if found.tags.get(key) != value:
+                client.set_model_version_tag(model, str(found.number), key, value)
+    return replace(found, tags={**found.tags, **verdict})
+
+
+def verdict_tags(passed: bool, reasons: Sequence[str]) -> dict[str, str]:
+    """Return the tags that tell a version's verdict; the reasons as a JSON list, cut to fit."""
+    kept = [reason[:500] for reason in reasons]
+    text = json.dumps(kept, ensure_ascii=False)
+    while len(text) > _REASONS_LENGTH:
+        kept = kept[:-1]
+        text = json.dumps([*kept, f"… {len(reasons) - len(kept)} more"], ensure_ascii=False)
+    return {VERDICT: "passed" if passed else "rejected", REASONS: text}
+
+
+def set_challenger(client: "MlflowClient", name: str, candidate: Version | None) -> None:
+    """Point `challenger` of `NAME-candidates` at the candidate; None takes the alias away."""
+    model = candidates_of(name)
+    standing = by_alias(client, model, CHALLENGER)
+    with talking(client):
+        if candidate is not None and (standing is None or standing.number != candidate.number):
+            client.set_registered_model_alias(model, CHALLENGER, str(candidate.number))
+        elif candidate is None and standing is not None:
+            client.delete_registered_model_alias(model, CHALLENGER)
+
+
+def promote(client: "MlflowClient", name: str, candidate: Version) -> Version:
+    """Copy the candidate to `NAME`, once, and let `champion` point at the copy.
+
+    Repeating it after a crash completes it. Raises ServiceError.
+    """
+    copy = find(client, name, candidate.node)
+    with talking(client):
+        if copy is None:
+            copy = _create(
+                client,
+                name,
+                source=candidate.uri,
+                run_id=candidate.run_id,
+                model_id=candidate.model_id,
+                tags={**candidate.tags, CANDIDATE: str(candidate.number)},
+                description=f"Version {candidate.number} of {candidate.model}.",
+            )
+    standing = champion(client, name)
+    if standing is None or standing.number != copy.number:
+        with talking(client):
+            client.set_registered_model_alias(name, CHAMPION, str(copy.number))
+    return copy
+
+
+def champion(client: "MlflowClient", name: str) -> Version | None:
+    """Return the version of `NAME` that production loads; None before the first promotion."""
+    return by_alias(client, name, CHAMPION)
+
+
+def challenger(client: "MlflowClient", name: str) -> Version | None:
+    """Return the candidate that waits to be promoted."""
+    return by_alias(client, candidates_of(name), CHALLENGER)
+
+
+def by_alias(client: "MlflowClient", model: str, alias: str) -> Version | None:
+    """Return the version that the alias points at; None where model or alias do not exist."""
+    from mlflow.exceptions import MlflowException
+
+    with talking(client):
+        try:
+            return _version(client.get_model_version_by_alias(model, alias))
+        except MlflowException as error:
+            # MLflow says INVALID_PARAMETER_VALUE for an alias that no version has
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def _create(client: "MlflowClient", model: str, **given: Any) -> Version:
+    """Create a version; where someone made one of the same node meanwhile, theirs stands."""
+    _ensure_model(client, model)
+    made = _version(client.create_model_version(model, **given))
+    standing = find(client, model, made.node)
+    assert standing is not None
+    if standing.number != made.number:
+        client.delete_model_version(model, str(made.number))
+        return standing
+    return replace(made, fresh=True)
+
+
+def _ensure_model(client: "MlflowClient", model: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(model, tags={"nightpress": "1"})
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _source(client: "MlflowClient", logged: Any) -> str:
+    """Return where the files of a version are.
+
+    Without a server MLflow would look up `models:/<id>` in the process-wide store, which may be
+    another one; a server refuses folders, and looks it up in its own.
+    """
+    remote = str(client.tracking_uri).startswith("http")
+    return f"models:/{logged.model_id}" if remote else str(logged.artifact_location)
+
+
+def _nearest_model(
+    client: "MlflowClient", model: str, ancestors: Sequence[str]
+) -> str | None:
+    for node in ancestors:
+        found = find(client, model, node)
+        if found is not None and found.model_id:
+            return found.model_id
+    return None
+
+
+def _shown(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.startswith("nightpress.")}
+
+
+def _describe(facts: VariantFacts) -> str:
+    return f"{facts.recipe}: {' → '.join(technique for technique, _ in facts.steps)}"
+
+
+def _version(row: Any) -> Version:
+    tags = dict(row.tags)
+    return Version(
+        model=row.name,
+        number=int(row.version),
+        node=tags.get(NODE, ""),
+        tags=tags,
+        run_id=row.run_id or "",
+        # MLflow's own database does not keep what it is told
+        model_id=row.model_id or tags.get(_MODEL),
+    )

@@ -1,0 +1,63 @@
+"""A teacher's answers, computed once per teacher and texts, ever."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.bundle import Bundle
+from tasks.training.batches import Examples
+from tasks.training.predict import logits
+
+
+class CachedTeacher:
+    """A published node that teaches: its logits are kept under `cache`, by content."""
+
+    def __init__(
+        self,
+        key: str,
+        load: Callable[[], Bundle],
+        labels: tuple[str, ...],
+        cache: Path,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.key = key
+        self.labels = labels
+        self._load = load
+        self._folder = cache / "logits"
+        self._device = device
+
+    def logits(self, examples: Examples) -> np.ndarray:
+        """Return float32 logits (examples, labels), from the cache where they are there whole."""
+        texts = hashlib.sha256(json.dumps([self.key, *examples.texts]).encode()).hexdigest()
+        path = self._folder / f"{texts}.npy"
+        kept = _read(path, (len(examples), len(self.labels)))
+        if kept is not None:
+            return kept
+        found = logits(self._load(), examples, device=self._device)
+        _write(path, found)
+        return found
+
+
+def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    try:
+        found: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.shape == shape and found.dtype == np.float32 else None
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, values, allow_pickle=False)
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)
