@@ -1,8 +1,7 @@
 """The night: data → validation → baseline → variants → gates → registry → report."""
 
-import os
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -11,28 +10,36 @@ from prefect.artifacts import create_markdown_artifact
 from flows import variant
 from flows.variant import Pressed
 from tasks import plan as planning
-from tasks import provenance, steps, verdicts
+from tasks import steps
 from tasks.clock import Clock
 from tasks.data import gate
-from tasks.data.address import FetchedModel
+from tasks.data.model import FetchedModel
 from tasks.data.pipeline import PreparedData
-from tasks.data.validation import Validation
 from tasks.errors import TechniqueError
 from tasks.plan import Inputs, Plan
 from tasks.press import Ground
-from tasks.registry import night_report
-from tasks.registry.facts import NightFacts
+from tasks.registry.night_facts import NightFacts
+from tasks.registry.night_report import markdown
 from tasks.settings import Settings
+from tasks.story import Story
 from tasks.training.progress import Progress, Silent
+from tasks.trial import Trial
 from tasks.workspace import Workspace
 
-_progress: Progress = Silent()
+
+@dataclass
+class _Shown:
+    """How this process shows long work; a worker elsewhere says nothing."""
+
+    progress: Progress
+
+
+_shown = _Shown(Silent())
 
 
 def use_progress(progress: Progress) -> None:
-    """Show the work of nights in this process with `progress`; a worker's say nothing."""
-    global _progress
-    _progress = progress
+    """Show the work of nights in this process with `progress`."""
+    _shown.progress = progress
 
 
 @flow(name="nightly", flow_run_name="{night}", persist_result=False, validate_parameters=False)
@@ -42,12 +49,80 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     Raises NightpressError where the night cannot go on: data refused, no baseline, a service away.
     A variant that fails does not end the night.
     """
-    told = Settings.model_validate(settings)
-    workspace = Workspace(Path(root))
-    clock = Clock()
+    told, workspace, clock = Settings.model_validate(settings), Workspace(Path(root)), Clock()
+    progress = _shown.progress
     with clock.phase("data", "overhead"):
         data = steps.reproduce_data(workspace, told)
     with clock.phase("validation", "overhead"):
         validation = steps.validate_data(workspace, told, data)
     with clock.phase("base model", "overhead"):
         model = steps.fetch_base_model(workspace, told)
+    device = planning.resolve_device(told.device)
+    plan = planning.make(told, Inputs(data.pointer.md5, model.sha256, device))
+    ground = _ground(told, data, model, device)
+    story = Story(workspace, told, night, data, validation, plan, ground)
+    with clock.phase("pressing", "work"):
+        workers = variant.worker_count(told.workers, device)
+        pressed = variant.press_all(workspace, plan, ground, progress, workers)
+    _require_baseline(plan, pressed)
+    trial = _try(workspace, told, plan, ground, pressed, clock, progress)
+    with clock.phase("registry", "overhead"):
+        steps.register(workspace, story, pressed, trial)
+    with clock.phase("report", "overhead"):
+        gate.accept(workspace, told.name, data)
+        facts = steps.report(workspace, story, pressed, trial, clock)
+        create_markdown_artifact(markdown(facts), key="night", description=f"night {night}")
+    return facts
+
+
+def _ground(settings: Settings, data: PreparedData, model: FetchedModel, device: str) -> Ground:
+    return Ground(
+        name=settings.name,
+        data_folder=data.folder,
+        data_pointers={
+            "prepared": data.pointer.to_dict(),
+            "raw": data.raw_pointer.to_dict(),
+            "sources": data.sources,
+        },
+        labels=data.labels,
+        base_model=model.folder,
+        base_model_facts={"address": model.address, "sha256": model.sha256},
+        device=device,
+        threads=settings.threads or planning.default_threads(settings.workers, device),
+        time_limit_minutes=settings.time_limit_minutes,
+    )
+
+
+def _require_baseline(plan: Plan, pressed: Pressed) -> None:
+    why = pressed.failed.get(plan.baseline)
+    if why is not None:
+        raise TechniqueError(f"there is no baseline to compare with: {why}")
+
+
+def _try(
+    workspace: Workspace,
+    settings: Settings,
+    plan: Plan,
+    ground: Ground,
+    pressed: Pressed,
+    clock: Clock,
+    progress: Progress,
+) -> Trial:
+    """Export, ask, measure and judge all that was pressed; a variant that cannot be is failed."""
+    judged = dict.fromkeys([plan.baseline, *plan.leaves.values()])
+    exports, answers = {}, {}
+    for key in [k for k in judged if k in pressed.manifests]:
+        with clock.phase("export", "work"):
+            state = steps.export_node(workspace, pressed.manifests[key], return_state=True)
+            if not state.is_completed():
+                pressed.failed[key] = steps.reason(state)
+                continue
+        exports[key] = state.result()
+        with clock.phase("asking", "work"):
+            answers[key] = steps.ask_model(workspace, exports[key], ground, settings)
+    _require_baseline(plan, pressed)
+    with clock.phase("asking", "work"):
+        eager = steps.ask_eager(workspace, plan.baseline, ground)
+    with clock.phase("measuring", "work"):
+        measured = steps.measure_all(workspace, exports, plan.baseline, ground, settings, progress)
+    return steps.judge(workspace, settings, plan, ground, exports, answers, eager, measured)

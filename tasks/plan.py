@@ -6,6 +6,7 @@ A key hashes all that can change a node's result and is known beforehand. Equal 
 import hashlib
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,12 @@ def resolve_device(setting: str) -> str:
     if setting == "cuda" and not available:
         raise SettingsError("`device: cuda`, but no GPU is visible here; use `auto` or `cpu`")
     return "cuda" if available and setting != "cpu" else "cpu"
+
+
+def default_threads(workers: int | str, device: str) -> int:
+    """Return the CPU threads of one worker: the machine's cores, shared among the workers."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores // workers) if isinstance(workers, int) and device == "cpu" else cores
 
 
 def device_class(device: str) -> str:

@@ -13,8 +13,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import exports, trial
 from tasks import press as pressing
-from tasks.data import address, gate, pipeline
-from tasks.data.address import FetchedModel
+from tasks.data import gate, pipeline
+from tasks.data.model import FetchedModel, fetch_model
 from tasks.data.pipeline import PreparedData
 from tasks.data.validation import Validation
 from tasks.errors import ServiceError
@@ -64,7 +64,7 @@ def validate_data(workspace: Workspace, settings: Settings, data: PreparedData) 
 @_step("fetch base model", "data", network=True)
 def fetch_base_model(workspace: Workspace, settings: Settings) -> FetchedModel:
     """Fetch the base model, unless it is there."""
-    return address.fetch_model(settings.baseline.model, workspace.models)
+    return fetch_model(settings.baseline.model, workspace.models)
 
 
 @_step("press", "press")

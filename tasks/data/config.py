@@ -95,9 +95,15 @@ class ValidationConfig(Frozen):
     """Largest difference of a label's share between two splits (plus three standard errors)."""
     max_changed_labels: Share = 0.01
     """Largest share of texts known from an accepted night whose label has changed."""
+    max_moved_texts: Share = 0.0
+    """Largest share of texts known from an accepted night that have changed their split; raise it
+    for the one night in which you change `prepare`'s shares."""
     max_balance_drift: Share = 0.10
-    """Largest change of a label's share since the last accepted night."""
+    """Largest change of a label's share since the last accepted night (plus three standard
+    errors)."""
     max_length_drift: Share = 0.15
-    """Largest Kolmogorov–Smirnov distance of text lengths to the last accepted night."""
+    """Largest Kolmogorov–Smirnov distance of text lengths to the last accepted night (plus what
+    chance exceeds 1 time in 1,000)."""
     max_oov_drift: Share = 0.10
-    """Largest rise of the share of words that the last accepted night did not know."""
+    """How far the share of words that the last accepted training split did not know may lie above
+    that share in the test split of the same night."""

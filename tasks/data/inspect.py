@@ -80,14 +80,14 @@ def _guess(
     """Return the columns of text and label; those named are checked when they are read."""
     if text is not None and label is not None:
         return text, label
+    if len(names) < 2:
+        raise SourceError(f"{table.shown} has one column; a text and a label are needed")
     sample = _sample(table, names)
     if text is None:
-        others = [name for name in names if name != label]
-        if not others:
-            raise SourceError(f"{table.shown} has one column; a text and a label are needed")
+        others = [name for name in sample if name != label]
         text = max(others, key=lambda name: sum(map(len, sample[name])))
     if label is None:
-        candidates = {n: len(set(sample[n]) - {""}) for n in names if n != text}
+        candidates = {n: len(set(cells) - {""}) for n, cells in sample.items() if n != text}
         few = [
             name
             for name, distinct in candidates.items()

@@ -15,11 +15,12 @@ def shown(text: str) -> str:
     Control characters and those of no width and no meaning are dropped (joiners, which some
     scripts need, stay); entities and tags are not touched: a model in production meets them too.
     """
-    composed = _SPACE.sub(" ", unicodedata.normalize("NFC", text)).strip()
-    if composed.isascii() and composed.isprintable():
-        return composed
-    kept = (c for c in composed if c not in _BLANK and unicodedata.category(c) != "Cc")
-    return _SPACE.sub(" ", "".join(kept)).strip()
+    spaced = _SPACE.sub(" ", text)
+    if not (spaced.isascii() and spaced.isprintable()):
+        kept = (c for c in spaced if c not in _BLANK and unicodedata.category(c) != "Cc")
+        # composed last: what stood between a letter and its accent may be gone
+        spaced = _SPACE.sub(" ", unicodedata.normalize("NFC", "".join(kept)))
+    return spaced.strip()
 
 
 def key_form(text: str) -> str:

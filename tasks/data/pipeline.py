@@ -213,6 +213,7 @@ def _run(workspace: Workspace, pipeline: _Pipeline) -> None:
             told = Path(folder) / "error.json"
             try:
                 with versioning.repository(workspace.root) as repo:
+                    repo.stage_cache = _no_run_cache(repo)
                     repo.reproduce(targets, single_item=True, run_env=_environment(told))
                 return
             except DvcException as error:
@@ -225,6 +226,20 @@ def _run(workspace: Workspace, pipeline: _Pipeline) -> None:
                     f"DVC could not reproduce the data: {cause}; see `dvc repro -v "
                     f"{os.path.relpath(pipeline.home / 'dvc.yaml', workspace.root)}`"
                 ) from error
+
+
+def _no_run_cache(repo: Any) -> Any:
+    """Return a run cache that remembers nothing: DVC's fails outside the repository's folders."""
+    from dvc.stage.cache import RunCacheNotFoundError, StageCache
+
+    class Forgetful(StageCache):  # type: ignore[misc]
+        def save(self, _stage: Any) -> None:
+            pass
+
+        def restore(self, stage: Any, *_: Any, **__: Any) -> None:
+            raise RunCacheNotFoundError(stage)
+
+    return Forgetful(repo)
 
 
 def _root_cause(error: BaseException) -> BaseException:

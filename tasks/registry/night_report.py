@@ -116,7 +116,10 @@ def _ends(facts: NightFacts) -> dict[str, list[VariantRow]]:
 
 def _plot(facts: NightFacts) -> str:
     points, front = [], []
-    baselines = (("eager", "baseline, PyTorch", facts.eager), ("fp32", "baseline, fp32", facts.fp32))
+    baselines = (
+        ("eager", "baseline, PyTorch", facts.eager),
+        ("fp32", "baseline, fp32", facts.fp32),
+    )
     rows: list[tuple[Any, ...]] = [(k, name, f, False) for k, name, f in baselines if f]
     champion = facts.champion
     for row in facts.ranked:

@@ -31,9 +31,7 @@ class Point:
     tip: str
 
 
-def pareto(
-    points: Sequence[Point], front: Sequence[Point] = (), floor: float | None = None
-) -> str:
+def pareto(points: Sequence[Point], front: Sequence[Point] = (), floor: float | None = None) -> str:
     """Return the plot: latency (log scale) against accuracy, a marker's area being its bytes.
 
     `front` is joined by a line; `floor` is the least accuracy that a gate lets pass. Classes are
@@ -49,11 +47,14 @@ def pareto(
         f'<desc id="pareto-desc">{escape("; ".join(p.tip for p in points))}</desc>',
         *_grid(x, y),
     ]
+    taken: list[Box] = []
     if floor is not None:
+        at, right = y(floor), _WIDTH - _RIGHT
+        taken.append((right - 210, at + 3, right, at + 19))
         parts.append(
-            f'<line class="floor" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(floor):.1f}" '
-            f'y2="{y(floor):.1f}"/><text class="floor-label" x="{_LEFT + 6}" '
-            f'y="{y(floor) + 15:.1f}">least accuracy the gates accept</text>'
+            f'<line class="floor" x1="{_LEFT}" x2="{right}" y1="{at:.1f}" y2="{at:.1f}"/>'
+            f'<text class="floor-label" x="{right - 4}" y="{at + 15:.1f}" text-anchor="end">'
+            "least accuracy the gates accept</text>"
         )
     if len(front) > 1:
         ordered = sorted(front, key=lambda p: p.latency_ms)
@@ -64,7 +65,7 @@ def pareto(
     # large ones first, so that a small one is never hidden
     for point, cx, cy, r in sorted(placed, key=lambda row: -row[3]):
         parts.append(_marker(point, cx, cy, r))
-    parts += _labels(placed)
+    parts += _labels(placed, taken)
     return "\n".join([*parts, "</svg>"])
 
 
@@ -158,9 +159,7 @@ def _grid(x: _Axis, y: _Axis) -> list[str]:
     for tick in x.ticks:
         at = x(tick)
         parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{bottom}"/>')
-        parts.append(
-            f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>'
-        )
+        parts.append(f'<text x="{at:.1f}" y="{bottom + 20}" text-anchor="middle">{tick:g}</text>')
     parts.append(
         f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 10}" text-anchor="middle">'
         "← faster · p50 latency of one text, ms (log scale)</text>"
@@ -182,9 +181,11 @@ def _marker(point: Point, cx: float, cy: float, r: float) -> str:
     )
 
 
-def _labels(placed: Sequence[tuple[Point, float, float, float]]) -> list[str]:
+def _labels(
+    placed: Sequence[tuple[Point, float, float, float]], reserved: Sequence[Box]
+) -> list[str]:
     """Put each label beside its marker, where it covers least; the champion chooses first."""
-    taken: list[Box] = [(cx - r, cy - r, cx + r, cy + r) for _, cx, cy, r in placed]
+    taken = [*reserved, *((cx - r, cy - r, cx + r, cy + r) for _, cx, cy, r in placed)]
     parts = []
     for point, cx, cy, r in sorted(placed, key=lambda row: row[0].kind != "champion"):
         text = _short(point.label, 26)

@@ -51,7 +51,7 @@ def _texts(model_input: pd.DataFrame) -> list[str]:
     """Return the texts; `{"text": [...]}` reaches the model as one row that holds a list."""
     texts: list[str] = []
     for cell in model_input["text"]:
-        texts += [str(cell)] if isinstance(cell, str) else [str(text) for text in cell]
+        texts += [cell] if isinstance(cell, str) else list(cell)
     return texts
 
 

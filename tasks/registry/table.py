@@ -18,10 +18,8 @@ def show(facts: NightFacts, console: Console) -> None:
     line = f"{facts.name} · {facts.when} · {words.duration(facts.seconds)}"
     console.print(Text(f"Night {clean(facts.night)}", style="bold"), Text(clean(line)), sep="  ")
     console.print(_table(facts))
-    for row in facts.ranked:
-        for reason in row.reasons:
-            start = Text(f"  {clean(row.recipe)}: ", style=_STYLES[row.verdict])
-            console.print(start + Text(clean(reason)), soft_wrap=False)
+    if any(row.reasons for row in facts.variants):
+        console.print(_reasons(facts))
     for text in _endings(facts):
         console.print(text)
 
@@ -35,8 +33,11 @@ def _table(facts: NightFacts) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="bold", collapse_padding=True)
     table.add_column("")
     table.add_column("model", no_wrap=True, max_width=_NAME_LENGTH)
-    for name in ("acc %", "lost [bound]", "p50 ms", "p95", "texts/s", "MB", "PyTorch", "fp32"):
-        table.add_column(name, justify="right", no_wrap=True)
+    for name in (
+        "acc %", "lost [bound]", "p50 ms", "p95", "texts/s", "MB", "vs\nPyTorch", "vs\nfp32",
+    ):  # fmt: skip
+        # as Text: rich would take [bound] for markup
+        table.add_column(Text(name), justify="right", no_wrap=True, vertical="bottom")
     table.add_column("verdict", no_wrap=True)
     _baseline(table, "baseline, PyTorch", facts.eager, facts)
     _baseline(table, "baseline, fp32 runtime", facts.fp32, facts)
@@ -69,6 +70,18 @@ def _cells(row: VariantRow, facts: NightFacts) -> list[Text]:
     return [*(Text(cell, style=style, overflow="ellipsis") for cell in cells), verdict]
 
 
+def _reasons(facts: NightFacts) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=3)
+    grid.add_column(no_wrap=True, max_width=_NAME_LENGTH)
+    grid.add_column()
+    for row in facts.ranked:
+        for index, reason in enumerate(row.reasons):
+            name = Text(clean(row.recipe) if index == 0 else "", style=_STYLES[row.verdict])
+            grid.add_row("", name, Text(clean(reason)))
+    return grid
+
+
 def _speeds(figures: Figures) -> list[str]:
     return [
         words.milliseconds(figures.p50_ms),
@@ -89,7 +102,7 @@ def _mark(row: VariantRow, facts: NightFacts) -> str:
 def _endings(facts: NightFacts) -> list[Text]:
     lines = []
     if facts.variants:
-        lines.append(Text("  PyTorch, fp32: p50 of that baseline divided by the model's.", "dim"))
+        lines.append(Text("vs: p50 of that baseline divided by the model's", style="dim"))
     if facts.note:
         lines.append(Text(clean(facts.note), style="red"))
     lines.append(_standing(facts))

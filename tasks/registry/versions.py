@@ -190,9 +190,7 @@ def _source(client: "MlflowClient", logged: Any) -> str:
     return f"models:/{logged.model_id}" if remote else str(logged.artifact_location)
 
 
-def _nearest_model(
-    client: "MlflowClient", model: str, ancestors: Sequence[str]
-) -> str | None:
+def _nearest_model(client: "MlflowClient", model: str, ancestors: Sequence[str]) -> str | None:
     for node in ancestors:
         found = find(client, model, node)
         if found is not None and found.model_id:

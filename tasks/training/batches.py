@@ -99,7 +99,7 @@ class Encoded:
             chunk = order[start : start + bucket]
             chunk = chunk[np.argsort(self.lengths[chunk], kind="stable")]
             batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-        generator.shuffle(batches)  # type: ignore[arg-type]
+        generator.shuffle(batches)
         return batches
 
     def ordered(self, batch_size: int) -> Iterator[np.ndarray]:

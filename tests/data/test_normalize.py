@@ -12,6 +12,7 @@ def test_the_shown_form_keeps_what_a_reader_sees() -> None:
         "It's great! <br />&amp; so"
     )
     assert normalize.shown("cafe\u0301") == "caf\u00e9"
+    assert normalize.shown("e\u200b\u0301") == "\u00e9"
     persian = "\u0645\u06cc\u200c\u062e"  # a joiner that the script needs
     assert normalize.shown(persian) == persian
 

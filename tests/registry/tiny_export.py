@@ -16,9 +16,7 @@ MAX_LENGTH = 8
 def write(folder: Path, labels: tuple[str, str] = ("negative", "positive")) -> Path:
     """Write model.onnx, tokenizer.json and serving.json, as an export leaves them."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(_WORDS)}, unk_token="[UNK]")
-    )
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(_WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.enable_truncation(MAX_LENGTH)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -50,6 +48,4 @@ def _model() -> onnx.ModelProto:
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 2])],
         initializer=[weights, axis, last],
     )
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
-    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

@@ -77,8 +77,8 @@ def _press(name: str, number: int, kind: str, folder: Path) -> Pressed:
     results = []
     for scratch in (folder / "one", folder / "two"):
         scratch.mkdir()
-        teacher = tiny.FixedTeacher(tiny.tiny(kind, seed=5))
-        results.append(module.apply(before, config, tiny.context(scratch, teacher)))
+        context = tiny.context(scratch, tiny.WiseTeacher())
+        results.append(module.apply(before, config, context))
     return Pressed(before, untouched, results[0], results[1], config)
 
 

@@ -1,0 +1,205 @@
+"""From a night's results to what the registry and the report are told of it."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tasks import technique
+from tasks.evaluation.quality import Quality
+from tasks.plan import Node, Plan
+from tasks.registry.facts import DataFacts, VariantFacts
+from tasks.registry.night_facts import (
+    CheckRow,
+    Figures,
+    Interval,
+    NodeRow,
+    ValidationFacts,
+    VariantRow,
+)
+from tasks.runtime.latency import Ratio
+from tasks.settings import BASELINE
+from tasks.store import Manifest
+from tasks.trial import EAGER, Trial
+
+
+def variant_facts(
+    key: str, plan: Plan, trial: Trial, manifests: Mapping[str, Manifest], data: DataFacts
+) -> VariantFacts:
+    """Return what the registry is told of the node `key`."""
+    chain = _chain(plan, key)
+    answers, verdict = trial.answers[key], trial.verdicts.get(key)
+    return VariantFacts(
+        node_key=key,
+        recipe=name_of(plan, key),
+        steps=tuple((node.technique, node.settings) for node in chain[1:]),
+        ancestors=tuple(node.key for node in reversed(chain[:-1])),
+        manifest=manifests[key].model_dump(mode="json"),
+        metrics=_metrics(key, plan, trial),
+        labels=tuple(trial.labels),
+        confusion=tuple(tuple(int(n) for n in row) for row in answers.test.confusion),
+        export_folder=trial.exports[key].folder,
+        predictions=answers.predictions,
+        data=data,
+        passed=verdict is not None and verdict.passed,
+        reasons=_reasons(key, trial),
+        fingerprint=trial.measured.fingerprint,
+        seconds=manifests[key].seconds,
+        measured_run=trial.measured.run,
+    )
+
+
+def name_of(plan: Plan, key: str) -> str:
+    """Return the recipe that ends in `key` (the first of equal ones), or `baseline`."""
+    return BASELINE if key == plan.baseline else plan.recipes_of(key)[0]
+
+
+def _chain(plan: Plan, key: str) -> list[Node]:
+    chain = [plan.nodes[key]]
+    while chain[0].parent is not None:
+        chain.insert(0, plan.nodes[chain[0].parent])
+    return chain
+
+
+def _reasons(key: str, trial: Trial) -> tuple[str, ...]:
+    verdict = trial.verdicts.get(key)
+    if verdict is None:
+        return ("the baseline is what variants are compared with",)
+    return tuple(gate.message for gate in verdict.reasons if not gate.passed)
+
+
+def _metrics(key: str, plan: Plan, trial: Trial) -> dict[str, float]:
+    """Return the node's figures under flat names."""
+    answers, latency = trial.answers[key], trial.measured.latencies[key]
+    metrics = {
+        "latency.p50_ms": latency.p50_ms,
+        "latency.p95_ms": latency.p95_ms,
+        "latency.throughput": latency.throughput,
+        "size_bytes": float(trial.exports[key].facts.size_bytes),
+        "memory.peak_mb": trial.measured.memory_mb[key],
+        "agreement": answers.agreement.labels,
+    }
+    for split, quality in {"validation": answers.validation, "test": answers.test}.items():
+        metrics |= {f"{split}.{name}": value for name, value in _figures(quality).items()}
+    for domain, quality in answers.slices.items():
+        metrics[f"slices.{domain}.accuracy"] = quality.accuracy
+    if key != plan.baseline:
+        metrics["loss_points"] = trial.losses[key].points
+        metrics["loss_bound_points"] = trial.losses[key].bound_points
+        metrics["speedup.pytorch"] = trial.speedups[key][EAGER].value
+        metrics["speedup.fp32"] = trial.speedups[key][plan.baseline].value
+    return metrics
+
+
+def _figures(quality: Quality) -> dict[str, float]:
+    recalls = {f"recall.{label}": value for label, value in quality.recall.items()}
+    return {
+        "loss": quality.loss,
+        "accuracy": quality.accuracy,
+        "macro_f1": quality.macro_f1,
+        "calibration_error": quality.ece,
+        **recalls,
+    }
+
+
+def figures(key: str, trial: Trial) -> Figures:
+    """Return the row of figures of an exported model."""
+    latency, test = trial.measured.latencies[key], trial.answers[key].test
+    return Figures(
+        accuracy=test.accuracy,
+        p50_ms=latency.p50_ms,
+        p95_ms=latency.p95_ms,
+        throughput=latency.throughput,
+        size_bytes=trial.exports[key].facts.size_bytes,
+        memory_mb=trial.measured.memory_mb[key],
+        macro_f1=test.macro_f1,
+    )
+
+
+def eager_figures(trial: Trial, size_bytes: int) -> Figures:
+    """Return the row of the baseline as PyTorch runs it."""
+    latency = trial.measured.latencies[EAGER]
+    return Figures(
+        accuracy=trial.eager.accuracy,
+        p50_ms=latency.p50_ms,
+        p95_ms=latency.p95_ms,
+        throughput=latency.throughput,
+        size_bytes=size_bytes,
+        macro_f1=trial.eager.macro_f1,
+    )
+
+
+def variant_row(
+    key: str, plan: Plan, trial: Trial, *, cached: bool, version: int | None
+) -> VariantRow:
+    """Return the report's row of a variant that was tried."""
+    verdict, loss, speedups = trial.verdicts[key], trial.losses[key], trial.speedups[key]
+    return VariantRow(
+        recipe=", ".join(plan.recipes_of(key)),
+        node_key=key,
+        steps=tuple(node.technique for node in _chain(plan, key)[1:]),
+        verdict="passed" if verdict.passed else "rejected",
+        reasons=_reasons(key, trial),
+        figures=figures(key, trial),
+        loss_points=loss.points,
+        loss_bound_points=loss.bound_points,
+        agreement=trial.answers[key].agreement.labels,
+        speedup_eager=_interval(speedups[EAGER]),
+        speedup_fp32=_interval(speedups[plan.baseline]),
+        on_front=key in trial.front,
+        cached=cached,
+        version=version,
+    )
+
+
+def failed_row(key: str, plan: Plan, why: str) -> VariantRow:
+    """Return the report's row of a variant that there is none of."""
+    return VariantRow(
+        recipe=", ".join(plan.recipes_of(key)),
+        node_key=key,
+        steps=tuple(node.technique for node in _chain(plan, key)[1:]),
+        verdict="failed",
+        reasons=(why,),
+    )
+
+
+def node_row(node: Node, manifest: Manifest | None, *, fresh: bool, why: str = "") -> NodeRow:
+    """Return the report's row of a node of the tree."""
+    if manifest is None:
+        status = "skipped" if why.startswith("not pressed") else "failed"
+        return NodeRow(node.key, node.parent, node.technique, _words(node), status, 0.0, why)  # type: ignore[arg-type]
+    status = "pressed" if fresh else "cached"
+    return NodeRow(
+        node.key,
+        node.parent,
+        node.technique,
+        _words(node),
+        status,
+        manifest.seconds,  # type: ignore[arg-type]
+    )
+
+
+def _words(node: Node) -> str:
+    """Return the settings that differ from the technique's defaults, in a few words."""
+    if node.technique == BASELINE:
+        return f"{node.settings['training']['epochs']:g} epochs" if node.settings["train"] else ""
+    defaults = technique.config_class(node.technique).model_fields
+    told: dict[str, Any] = {}
+    for name, value in node.settings.items():
+        if name == "training":
+            told["epochs"] = value["epochs"]
+        elif value != defaults[name].default:
+            told[name] = value
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in told.items())
+
+
+def validation_facts(validation: Any) -> ValidationFacts:
+    """Return what the report tells of the validation gate."""
+    checks = tuple(
+        CheckRow(check.name, check.split, check.passed, str(check.observed))
+        for check in validation.checks
+    )
+    return ValidationFacts(validation.passed, checks, str(validation.docs))
+
+
+def _interval(ratio: Ratio) -> Interval:
+    return Interval(ratio.value, ratio.lower, ratio.upper)

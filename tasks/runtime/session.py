@@ -1,0 +1,72 @@
+"""Runs an exported classifier on texts. This file travels with the model it runs.
+
+It imports nothing of the project: onnxruntime, tokenizers and numpy are all that serving needs.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+MODEL = "model.onnx"
+TOKENIZER = "tokenizer.json"
+SERVING = "serving.json"
+
+
+class Session:
+    """A folder with `model.onnx`, `tokenizer.json` and `serving.json`, ready to answer."""
+
+    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
+        folder = Path(folder)
+        serving = json.loads((folder / SERVING).read_text(encoding="utf-8"))
+        self.labels: tuple[str, ...] = tuple(serving["labels"])
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer.enable_truncation(serving["max_length"])
+        self._tokenizer.no_padding()
+        self._pad_id: int = serving["pad_id"]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(folder / MODEL), options, providers=["CPUExecutionProvider"]
+        )
+
+    def probabilities(self, texts: Sequence[str], batch_size: int = 32) -> np.ndarray:
+        """Return float32 probabilities (texts, labels), in the order given.
+
+        Raises ValueError where a text is not a string.
+        """
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"text {number} is {type(text).__name__}, not a string")
+        encoded = [e.ids for e in self._tokenizer.encode_batch(list(texts))]
+        result = np.zeros((len(texts), len(self.labels)), dtype=np.float32)
+        # like lengths together: a batch is padded to its longest text
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            result[chosen] = _softmax(self._logits([encoded[i] for i in chosen]))
+        return result
+
+    def _logits(self, rows: list[list[int]]) -> np.ndarray:
+        longest = max(1, max(len(row) for row in rows))
+        ids = np.full((len(rows), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(rows), longest), dtype=np.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
+            mask[number, : len(row)] = 1
+        logits: np.ndarray = self._session.run(
+            ["logits"], {"input_ids": ids, "attention_mask": mask}
+        )[0]
+        return logits
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: np.ndarray = shifted / shifted.sum(axis=1, keepdims=True)
+    return result
