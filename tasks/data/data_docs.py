@@ -29,12 +29,14 @@ def write(found: "Validation", suites: Sequence[Suite], results: Sequence[Any], 
 
     Raises StoreError where the disk is full; the pages of before stay then.
     """
+    # one view for all pages: it keeps its compiled templates
+    view = DefaultJinjaPageView(custom_views_directory=str(_PAGES))
     names = {suite.name: f"{suite.name.replace(' ', '-')}.html" for suite in suites}
     with files.staged(docs.parent, ".data-docs") as staging:
         made = staging / "made"
         made.mkdir()
         for suite, result in zip(suites, results, strict=True):
-            (made / names[suite.name]).write_text(_page(suite, result), encoding="utf-8")
+            (made / names[suite.name]).write_text(_page(view, suite, result), encoding="utf-8")
         index = Environment(loader=FileSystemLoader(_PAGES), autoescape=True)
         pages = [
             (suite.name, names[suite.name], result)
@@ -47,7 +49,6 @@ def write(found: "Validation", suites: Sequence[Suite], results: Sequence[Any], 
         os.rename(made, docs)
 
 
-def _page(suite: Suite, result: Any) -> str:
-    view = DefaultJinjaPageView(custom_views_directory=str(_PAGES))
+def _page(view: Any, suite: Suite, result: Any) -> str:
     document = ValidationResultsPageRenderer().render(result)
     return str(view.render(document, template="suite_page.html", name=suite.name, result=result))

@@ -213,12 +213,13 @@ def since_accepted(together: pd.DataFrame, night: Accepted, config: ValidationCo
 
     A text that moves between splits of the main data was learnt from and is judged on, or will be.
     """
-    before = night.rows.drop_duplicates("id").set_index("id")
+    before = night.rows.dropna(subset="label").drop_duplicates("id").set_index("id")
     columns = ["id", "split", "text", "label"]
-    known = together[together["id"].isin(before.index)][columns].reset_index(drop=True)
+    known = together[together["id"].isin(before.index) & together["label"].notna()][columns]
+    known = known.reset_index(drop=True)
     known["accepted_label"] = known["id"].map(before["label"])
-    both = known["id"].map(before["split"])
-    known["accepted_split"] = both.where(both.isin(SPLITS) & known["split"].isin(SPLITS))
+    split = known["id"].map(before["split"])
+    known["accepted_split"] = split.where(split.isin(SPLITS) & known["split"].isin(SPLITS))
     changed = Rule(
         "changed labels",
         _unchanged("label", config.max_changed_labels),
@@ -246,7 +247,9 @@ def _unchanged(column: str, max_share: float) -> Any:
 def figures(measures: Sequence[Measure]) -> Suite:
     """Return what is expected of whole splits: a frame of one row, a column a figure."""
     columns = {f"{measure.name} ({measure.split})": measure for measure in measures}
-    frame = pd.DataFrame({name: [measure.value] for name, measure in columns.items()})
+    # as objects: the renderer cannot write numpy's numbers
+    values = {name: [float(measure.value)] for name, measure in columns.items()}
+    frame = pd.DataFrame(values, dtype=object)
     rules = []
     for column, measure in columns.items():
         least = measure.limit if measure.at_least else None

@@ -31,20 +31,19 @@ def examine(suites: Sequence[Suite]) -> list[Any]:
     )
     context = gx.get_context(mode="ephemeral", project_config=settings)
     source = context.data_sources.add_pandas("prepared data")
-    return [_run(context, source, suite) for suite in suites]
+    return [_run(source, suite) for suite in suites]
 
 
-def _run(context: Any, source: Any, suite: Suite) -> Any:
+def _run(source: Any, suite: Suite) -> Any:
     expectations = []
     for number, rule in enumerate(suite.rules):
         rule.expectation.meta = {RULE: number}  # results come in another order
         expectations.append(rule.expectation)
-    batch = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("tonight")
-    definition = gx.ValidationDefinition(
-        name=suite.name,
-        data=batch,
-        suite=context.suites.add(gx.ExpectationSuite(name=suite.name, expectations=expectations)),
+    asset = source.add_dataframe_asset(suite.name)
+    batch = asset.add_batch_definition_whole_dataframe("tonight").get_batch(
+        {"dataframe": suite.frame}
     )
-    context.validation_definitions.add(definition)
     # SUMMARY names the first 20 rows; COMPLETE would carry all of them
-    return definition.run(batch_parameters={"dataframe": suite.frame}, result_format="SUMMARY")
+    return batch.validate(
+        gx.ExpectationSuite(name=suite.name, expectations=expectations), result_format="SUMMARY"
+    )

@@ -1,6 +1,7 @@
 """Packs an exported model into an MLflow model that answers text, wherever it is loaded."""
 
 import importlib.metadata
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,9 @@ def save(export_folder: Path, destination: Path, **identity: Any) -> None:
     `identity` is what MLflow's `Model` is told: `model_id`, `run_id`, `metadata`, …. Nothing is
     loaded or asked here: what is served was measured and judged before.
     """
-    import mlflow.pyfunc
     from mlflow.models import Model
 
-    mlflow.pyfunc.save_model(
+    pyfunc().save_model(
         path=str(destination),
         python_model=str(_CODE),
         artifacts={"model": str(export_folder), "session": str(_SESSION)},
@@ -30,6 +30,14 @@ def save(export_folder: Path, destination: Path, **identity: Any) -> None:
         input_example=_EXAMPLE,
         pip_requirements=requirements(),
     )
+
+
+def pyfunc() -> Any:
+    """Return `mlflow.pyfunc`, imported without the warnings that it gives about itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)
+        import mlflow.pyfunc
+    return mlflow.pyfunc
 
 
 def requirements() -> list[str]:

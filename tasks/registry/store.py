@@ -84,8 +84,9 @@ def _quiet() -> None:
     quiet_libraries()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # each of its two lines per migration step would else land on the user's terminal
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # alembic's two lines per migration step would else land on the user's terminal
+    for library in ("alembic", "mlflow"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _ask_health(uri: str) -> None:

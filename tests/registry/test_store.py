@@ -55,9 +55,9 @@ def test_folder_as_store_is_refused(monkeypatch, tmp_path, uri):
 
 
 def test_what_mlflow_raises_becomes_one_line(client):
-    with pytest.raises(ServiceError, match=r"^MLflow at sqlite:.*nowhere") as caught:
-        with store.talking(client):
-            client.get_registered_model("nowhere")
+    expected = pytest.raises(ServiceError, match=r"^MLflow at sqlite:.*nowhere")
+    with expected as caught, store.talking(client):
+        client.get_registered_model("nowhere")
     assert "\n" not in str(caught.value)
 
 

@@ -1,0 +1,164 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pandas as pd
+import psutil
+import pytest
+
+from tasks.registry import serving, store, tracking, versions
+from tests.registry import samples, tiny_export
+
+# a Python in which nothing but what the registered model asks for can be imported
+ALONE = """
+import importlib.abc, json, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in {"tasks", "flows", "torch", "transformers", "prefect", "dvc",
+                                  "great_expectations", "onnx", "accelerate", "datasets"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model(sys.argv[1])
+print(json.dumps(model.predict([{"text": "superb film"}]).to_dict("records")))
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(export_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed") / "model"
+    serving.save(export_folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(packed):
+    return serving.pyfunc().load_model(str(packed))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pd.DataFrame({"text": ["superb film", "awful"]}),
+        [{"text": "superb film"}, {"text": "awful"}],
+        {"text": ["superb film", "awful"]},
+    ],
+)
+def test_texts_in_any_form_get_label_and_probabilities(model, given):
+    answers = model.predict(given).to_dict("records")
+    assert [a["label"] for a in answers] == ["positive", "negative"]
+    for answer in answers:
+        assert answer["probability"] == max(answer["probabilities"].values())
+        assert answer["probability"] == pytest.approx(1 / (1 + 2.718281828**-4), abs=1e-6)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1)
+
+
+def test_long_text_is_cut_and_no_text_is_no_answer(model):
+    long = " ".join(["superb"] * tiny_export.MAX_LENGTH + ["awful"] * 4000)
+    assert model.predict([{"text": long}])["label"].tolist() == ["positive"]
+    assert model.predict(pd.DataFrame({"text": pd.Series([], dtype=str)})).empty
+
+
+def test_wrong_column_is_refused_by_the_signature(model):
+    with pytest.raises(Exception, match=r"missing inputs \['text'\]"):
+        model.predict(pd.DataFrame({"body": ["superb"]}))
+
+
+def test_model_asks_for_its_runtime_alone_and_holds_no_pickle(packed):
+    names = {line.split("==")[0] for line in (packed / "requirements.txt").read_text().split()}
+    assert names == {"mlflow", "numpy", "onnxruntime", "pandas", "tokenizers"}
+    files = {path.name for path in packed.rglob("*") if path.is_file()}
+    assert files >= {"model.onnx", "tokenizer.json", "serving.json", "session.py", "MLmodel"}
+    assert not {f for f in files if f.endswith((".pkl", ".pickle", ".bin", ".pt"))}
+
+
+def test_two_models_with_other_session_code_serve_side_by_side(
+    model, export_folder, tmp_path, monkeypatch
+):
+    other_code = tmp_path / "session.py"
+    other_code.write_text(
+        serving._SESSION.read_text() + "\n_real = Session.probabilities\n"
+        "Session.probabilities = lambda self, texts: _real(self, texts)[:, ::-1]\n"
+    )
+    monkeypatch.setattr(serving, "_SESSION", other_code)
+    serving.save(export_folder, tmp_path / "model")
+    other = serving.pyfunc().load_model(str(tmp_path / "model"))
+    for loaded, label in ((model, "positive"), (other, "negative"), (model, "positive")):
+        assert loaded.predict([{"text": "superb"}])["label"].tolist() == [label]
+
+
+@pytest.mark.slow
+def test_model_answers_where_the_project_is_not_installed(packed, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, str(packed)],
+        capture_output=True, text=True, cwd=tmp_path, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["label"] == "positive"
+
+
+@pytest.mark.slow
+def test_champion_answers_over_http(client, workspace, name, export_folder, tmp_path):
+    night = tracking.start_night(
+        client, name, "2026-01-02", artifacts=store.artifact_root(workspace)
+    )
+    candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
+    versions.promote(client, name, candidate)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion",
+        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            command,
+            env={
+                **os.environ,
+                "MLFLOW_TRACKING_URI": client.tracking_uri,
+                "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
+            },
+            cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait(f"http://127.0.0.1:{port}/ping", server, tmp_path / "log")
+        for question in (
+            {"inputs": ["superb film", "awful"]},
+            {"inputs": {"text": ["superb film", "awful"]}},
+            {"instances": ["superb film", "awful"]},
+            {"dataframe_split": {"columns": ["text"], "data": [["superb film"], ["awful"]]}},
+        ):
+            answers = _ask(f"http://127.0.0.1:{port}/invocations", question)["predictions"]
+            assert [a["label"] for a in answers] == ["positive", "negative"]
+            assert set(answers[0]["probabilities"]) == {"negative", "positive"}
+    finally:
+        family = [server, *psutil.Process(server.pid).children(recursive=True)]
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
+    assert not psutil.wait_procs([p for p in family if p is not server], timeout=20)[1]
+
+
+def _wait(url, server, log):
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        assert server.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise AssertionError(log.read_text())
+
+
+def _ask(url, question):
+    request = urllib.request.Request(
+        url, json.dumps(question).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        return json.load(answer)
