@@ -5,8 +5,9 @@ import sys
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from tasks.registry import versions
+from tasks.registry import serving, versions
 from tasks.registry.store import open_store
 from tasks.workspace import Workspace
 
@@ -17,17 +18,15 @@ def ask(workspace: Workspace, name: str, texts: list[str], *, version: str, as_j
     Raises ServiceError where the registry has no such version.
     """
     client = open_store(workspace)
-    model = versions.load_model(client, name, version)
-    answers = model.predict(texts)
-    rows = [
-        {"text": text, "label": str(answer.label), "probability": float(answer.probability)}
-        for text, answer in zip(texts, answers.itertuples(), strict=True)
-    ]
+    standing = versions.named(client, name, version)
+    answers = serving.load(client, standing.uri).predict(texts)
+    rows = list(zip(answers["label"], answers["probability"], texts, strict=True))
     if as_json:
-        json.dump(rows, sys.stdout)
+        told = [{"text": t, "label": la, "probability": float(p)} for la, p, t in rows]
+        json.dump(told, sys.stdout)
         sys.stdout.write("\n")
         return
     table = Table("label", "probability", "text", box=None)
-    for row in rows:
-        table.add_row(row["label"], f"{row['probability']:.3f}", row["text"])
-    Console().print(table, markup=False)
+    for label, probability, text in rows:
+        table.add_row(label, f"{probability:.3f}", Text(text))
+    Console().print(table)

@@ -52,7 +52,9 @@ class Narrator:
             return
         figures = "" if loss is None else f"loss {loss:.3f}"
         figures += "" if rate is None else f"  {rate:.0f} examples/s"
-        self._live.update(self._bar, advance=steps, **({"figures": figures} if figures else {}))
+        self._live.advance(self._bar, steps)
+        if figures:
+            self._live.update(self._bar, figures=figures)
 
     def stop(self) -> None:
         """End the bar."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -28,10 +29,11 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
         log = workspace.state / "logs" / "prefect-server.log"
         _quiet_prefect(workspace)
         with prefect_api(home, log, meanwhile=_import_heavy):
-            from flows.nightly import nightly, use_narrator
+            from flows.nightly import nightly, use_progress
 
-            use_narrator(narrator)
-            facts = nightly(settings.model_dump(mode="json"), str(workspace.root))
+            use_progress(narrator)
+            night = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())
+            facts = nightly(settings.model_dump(mode="json"), str(workspace.root), night)
     from tasks.registry import night_report
 
     if as_json:

@@ -8,7 +8,6 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows import variant
-from flows.variant import Pressed
 from tasks import plan as planning
 from tasks import steps
 from tasks.clock import Clock
@@ -17,11 +16,10 @@ from tasks.data.model import FetchedModel
 from tasks.data.pipeline import PreparedData
 from tasks.errors import TechniqueError
 from tasks.plan import Inputs, Plan
-from tasks.press import Ground
+from tasks.press import Ground, Pressed
 from tasks.registry.night_facts import NightFacts
 from tasks.registry.night_report import markdown
 from tasks.settings import Settings
-from tasks.story import Story
 from tasks.training.progress import Progress, Silent
 from tasks.trial import Trial
 from tasks.workspace import Workspace
@@ -60,17 +58,18 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     device = planning.resolve_device(told.device)
     plan = planning.make(told, Inputs(data.pointer.md5, model.sha256, device))
     ground = _ground(told, data, model, device)
-    story = Story(workspace, told, night, data, validation, plan, ground)
     with clock.phase("pressing", "work"):
         workers = variant.worker_count(told.workers, device)
         pressed = variant.press_all(workspace, plan, ground, progress, workers)
     _require_baseline(plan, pressed)
     trial = _try(workspace, told, plan, ground, pressed, clock, progress)
     with clock.phase("registry", "overhead"):
-        steps.register(workspace, story, pressed, trial)
+        enrolled = steps.register(workspace, told, night, data, plan, pressed, trial)
     with clock.phase("report", "overhead"):
         gate.accept(workspace, told.name, data)
-        facts = steps.report(workspace, story, pressed, trial, clock)
+        facts: NightFacts = steps.report(
+            workspace, told, night, data, validation, plan, pressed, trial, enrolled, clock
+        )
         create_markdown_artifact(markdown(facts), key="night", description=f"night {night}")
     return facts
 
@@ -125,4 +124,5 @@ def _try(
         eager = steps.ask_eager(workspace, plan.baseline, ground)
     with clock.phase("measuring", "work"):
         measured = steps.measure_all(workspace, exports, plan.baseline, ground, settings, progress)
-    return steps.judge(workspace, settings, plan, ground, exports, answers, eager, measured)
+    tried: Trial = steps.judge(workspace, settings, plan, ground, exports, answers, eager, measured)
+    return tried

@@ -7,7 +7,7 @@ import time
 from rich.console import Console
 
 from flows.server import running, serve, wait_until_ready
-from tasks.registry.store import embedded_uri, open_store
+from tasks.registry.store import open_store, tracking_uri
 from tasks.workspace import Workspace
 
 
@@ -17,10 +17,10 @@ def serve_pages(workspace: Workspace, name: str, mlflow_port: int, prefect_port:
     logs = workspace.state / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     open_store(workspace)  # brings the embedded store into being, and up to date
-    store, artifacts = embedded_uri(workspace), workspace.mlflow / "artifacts"
+    artifacts = workspace.mlflow / "artifacts"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-    command += ["--port", str(mlflow_port), "--backend-store-uri", store]
-    command += ["--default-artifact-root", str(artifacts)]
+    command += ["--port", str(mlflow_port), "--backend-store-uri"]
+    command += [tracking_uri(workspace), "--default-artifact-root", str(artifacts)]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     home = workspace.state / "prefect" / name
     with (

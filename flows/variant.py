@@ -1,28 +1,15 @@
 """One node of the tree: the unit that a worker takes."""
 
-from dataclasses import dataclass
-
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ProcessPoolTaskRunner
 
 from tasks import press as pressing
 from tasks import steps, store
 from tasks.plan import Node, Plan
-from tasks.press import Ground
+from tasks.press import Ground, Pressed
 from tasks.store import Manifest
 from tasks.training.progress import Progress
 from tasks.workspace import Workspace
-
-
-@dataclass
-class Pressed:
-    """What became of a night's nodes."""
-
-    manifests: dict[str, Manifest]
-    fresh: set[str]
-    """Pressed tonight; the others were cached."""
-    failed: dict[str, str]
-    """Key → why; a node whose parent or teacher failed says that."""
 
 
 def press_all(

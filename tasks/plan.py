@@ -66,6 +66,13 @@ class Plan:
     recipes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Recipe → keys of all its nodes, the baseline first."""
 
+    def chain(self, key: str) -> list[Node]:
+        """Return the nodes from the baseline down to `key`."""
+        nodes = [self.nodes[key]]
+        while nodes[0].parent is not None:
+            nodes.insert(0, self.nodes[nodes[0].parent])
+        return nodes
+
     def recipes_of(self, key: str) -> tuple[str, ...]:
         """Return the names of the recipes that end in the node `key`."""
         return tuple(name for name, leaf in self.leaves.items() if leaf == key)

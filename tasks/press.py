@@ -27,6 +27,8 @@ from tasks.training.seeding import seed_everything
 from tasks.training.teacher import CachedTeacher
 from tasks.workspace import Workspace
 
+NOT_PRESSED = "not pressed"
+"""How the reason begins why a node was not even tried."""
 _WAIT_SECONDS = 0.5
 
 
@@ -44,6 +46,17 @@ class Ground:
     device: str
     threads: int
     time_limit_minutes: float
+
+
+@dataclass
+class Pressed:
+    """What became of a night's nodes."""
+
+    manifests: dict[str, Manifest]
+    fresh: set[str]
+    """Pressed tonight; the others were cached."""
+    failed: dict[str, str]
+    """Key → why; a node whose parent or teacher failed says that."""
 
 
 class Deadline:

@@ -13,18 +13,23 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import exports, trial
 from tasks import press as pressing
+from tasks.clock import Clock
 from tasks.data import gate, pipeline
 from tasks.data.model import FetchedModel, fetch_model
 from tasks.data.pipeline import PreparedData
 from tasks.data.validation import Validation
-from tasks.errors import ServiceError
+from tasks.errors import NightpressError, ServiceError
+from tasks.evaluation.quality import Quality
 from tasks.exports import Export
-from tasks.plan import Node
-from tasks.press import Ground
+from tasks.plan import Node, Plan
+from tasks.press import Ground, Pressed
+from tasks.registry import enrolment, telling
+from tasks.registry.enrolment import Enrolment
+from tasks.registry.night_facts import NightFacts
 from tasks.settings import Settings
 from tasks.store import Manifest
 from tasks.training.progress import Progress, Silent
-from tasks.trial import Measurement
+from tasks.trial import Measurement, Trial
 from tasks.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -97,3 +102,65 @@ def measure_all(
 ) -> Measurement:
     """Time all models together."""
     return trial.measurement(workspace, models, baseline, ground, settings.evaluation, progress)
+
+
+@_step("ask PyTorch", "measure")
+def ask_eager(workspace: Workspace, baseline: str, ground: Ground) -> Quality:
+    """Ask the baseline in PyTorch about the test texts."""
+    return trial.ask_eager(workspace, baseline, ground)
+
+
+@_step("judge", "gates")
+def judge(
+    workspace: Workspace,
+    settings: Settings,
+    plan: Plan,
+    ground: Ground,
+    models: Mapping[str, Export],
+    answers: Mapping[str, Path],
+    eager: Quality,
+    measured: Measurement,
+) -> Trial:
+    """Hold every variant against the gates."""
+    return trial.judge(workspace, settings, plan, ground, models, answers, eager, measured)
+
+
+@_step("register", "registry", network=True)
+def register(
+    workspace: Workspace,
+    settings: Settings,
+    night: str,
+    data: PreparedData,
+    plan: Plan,
+    pressed: Pressed,
+    tried: Trial,
+) -> Enrolment:
+    """Register every variant with its verdict, and promote by policy."""
+    return enrolment.enrol(workspace, settings, night, data, plan, pressed, tried)
+
+
+@_step("report", "report", network=True)
+def report(
+    workspace: Workspace,
+    settings: Settings,
+    night: str,
+    data: PreparedData,
+    validation: Validation,
+    plan: Plan,
+    pressed: Pressed,
+    tried: Trial,
+    enrolled: Enrolment,
+    clock: Clock,
+) -> NightFacts:
+    """Write the night's page and log it."""
+    return telling.tell(
+        workspace, settings, night, data, validation, plan, pressed, tried, enrolled, clock
+    )
+
+
+def reason(state: Any) -> str:
+    """Return why a step failed, in one line. Raises what a user cannot have caused."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, NightpressError):
+        return pressing.failed_line(error)
+    raise error

@@ -1,10 +1,12 @@
 """What a technique is: a module at `tasks/<family>/<name>.py` with `Config` and `apply`.
 
 Its path is its name (`pruning.magnitude`); no registry lists it. `apply(bundle, config, context)`
-returns a new bundle and leaves the one given unchanged. A module may also define
+returns a new bundle and leaves the one given unchanged. The module also says by what its effect is
+proven in the model that is served: `EFFECT`, one of `parameters` (fewer), `zeros` (more),
+`quantized` (operators in int8), `answers` (trained: no mark but its answers). It may define
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
-* `check(bundle_facts, config)`: refusals that can be made before any work.
+* `LAST = True` when no other step can follow it.
 """
 
 import importlib

@@ -14,17 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from tasks import files, predictions, store
+from tasks import files, predictions, store, technique
 from tasks.code_hash import code_hash
+from tasks.evaluation import gates, paired, pareto, proof
 from tasks.evaluation.config import EvaluationConfig
+from tasks.evaluation.gates import Evidence, Verdict
+from tasks.evaluation.paired import PairedLoss
+from tasks.evaluation.pareto import Candidate
 from tasks.evaluation.quality import Agreement, Quality, agreement, quality
 from tasks.exports import Export
+from tasks.plan import Plan
 from tasks.press import Ground
 from tasks.runtime.eager import EagerModel
 from tasks.runtime.fingerprint import fingerprint, machine
-from tasks.runtime.latency import Contender, Latency, measure
+from tasks.runtime.latency import Contender, Latency, Ratio, measure, ratio
 from tasks.runtime.memory import peak_memory_mb
 from tasks.runtime.session import Session
+from tasks.settings import Settings
 from tasks.training.progress import Progress
 from tasks.workspace import Workspace
 
@@ -44,6 +50,27 @@ class Answers:
     correct: np.ndarray
     """bool (test rows,)."""
     predictions: Path
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All models tried together, and what came of it; keyed by node, the baseline among them."""
+
+    labels: tuple[str, ...]
+    exports: Mapping[str, Export]
+    answers: Mapping[str, Answers]
+    eager: Quality
+    """The baseline's, as PyTorch runs it."""
+    measured: "Measurement"
+    losses: Mapping[str, PairedLoss]
+    speedups: Mapping[str, Mapping[str, Ratio]]
+    """Variant → what is slower (`EAGER`, or the baseline's key) → how many times."""
+    verdicts: Mapping[str, Verdict]
+    """Variants alone."""
+    front: frozenset[str]
+    """Variants that pass and that no other such variant dominates."""
+    best: str | None
+    """The front's best by the objective."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +176,7 @@ def _measure(
     ground: Ground,
     config: EvaluationConfig,
     progress: Progress,
-    here: Mapping[str, Any],
+    here: dict[str, Any],
 ) -> Measurement:
     threads = config.threads or ground.threads
     contenders: dict[str, Contender] = {EAGER: EagerModel(store.load(workspace, baseline), threads)}
@@ -168,3 +195,92 @@ def _measure(
         latencies=latencies,
         memory_mb=memory,
     )
+
+
+def judge(
+    workspace: Workspace,
+    settings: Settings,
+    plan: Plan,
+    ground: Ground,
+    exports: Mapping[str, Export],
+    files_of_answers: Mapping[str, Path],
+    eager: Quality,
+    measured: Measurement,
+) -> Trial:
+    """Return every variant's verdict, and the best of those that pass."""
+    base = plan.baseline
+    answered = {
+        key: answers(path, files_of_answers[base], ground.labels)
+        for key, path in files_of_answers.items()
+    }
+    variants = [key for key in exports if key != base]
+    losses = {key: _loss(answered[base], answered[key], settings) for key in variants}
+    speedups = {key: _speedups(measured, key, base, settings) for key in variants}
+    verdicts = {}
+    for key in variants:
+        evidence = Evidence(
+            baseline=answered[base].test,
+            variant=answered[key].test,
+            loss=losses[key],
+            speedup=speedups[key][base],
+            shrink=exports[base].facts.size_bytes / exports[key].facts.size_bytes,
+            proof=_proof(workspace, plan, exports, key),
+        )
+        verdicts[key] = gates.judge(evidence, settings.gates)
+    candidates = {
+        key: Candidate(
+            validation_accuracy=answered[key].validation.accuracy,
+            p50_ms=measured.latencies[key].p50_ms,
+            throughput=measured.latencies[key].throughput,
+            size_bytes=exports[key].facts.size_bytes,
+        )
+        for key in variants
+        if verdicts[key].passed
+    }
+    return Trial(
+        labels=ground.labels,
+        exports=exports,
+        answers=answered,
+        eager=eager,
+        measured=measured,
+        losses=losses,
+        speedups=speedups,
+        verdicts=verdicts,
+        front=frozenset(pareto.front(candidates)),
+        best=pareto.choose(candidates, settings.registry.objective),
+    )
+
+
+def _loss(baseline: Answers, variant: Answers, settings: Settings) -> PairedLoss:
+    config = settings.evaluation
+    return paired.loss(baseline.correct, variant.correct, config.resamples, config.seed)
+
+
+def _speedups(
+    measured: Measurement, key: str, baseline: str, settings: Settings
+) -> dict[str, Ratio]:
+    own = measured.latencies[key].rounds_ms
+    return {
+        slower: ratio(measured.latencies[slower].rounds_ms, own, settings.evaluation)
+        for slower in (EAGER, baseline)
+    }
+
+
+def _proof(
+    workspace: Workspace, plan: Plan, exports: Mapping[str, Export], key: str
+) -> proof.Proof:
+    effects = {
+        node.technique: technique.load(node.technique).EFFECT for node in plan.chain(key)[1:]
+    }
+    found = [_substance(workspace, exports[k]) for k in (plan.baseline, key)]
+    return proof.prove(found[0], found[1], effects)
+
+
+def _substance(workspace: Workspace, export: Export) -> proof.Substance:
+    """Count once per export: loading a model for it takes longer than all else here."""
+    path = export.folder.with_suffix(".substance.json")
+    if not path.is_file():
+        model = store.load(workspace, export.node).model
+        counted = proof.substance(model, export.facts.size_bytes, export.facts.quantized)
+        files.write_json(path, asdict(counted))
+    return proof.Substance(**json.loads(path.read_text(encoding="utf-8")))

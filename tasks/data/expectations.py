@@ -47,7 +47,7 @@ class Suite:
     rules: tuple[Rule, ...]
 
 
-def schema(split: str) -> list[Rule]:
+def schema(split: str, frame: pd.DataFrame) -> list[Rule]:
     """Return the rules of columns and types, on which all others rest."""
     columns = COLUMNS[split]
     named = ", ".join(columns)
@@ -67,6 +67,7 @@ def schema(split: str) -> list[Rule]:
             split,
         )
         for column in columns
+        if column in frame
     ]
     return rules
 
@@ -198,7 +199,7 @@ def between_splits(frames: Mapping[str, pd.DataFrame]) -> Suite:
 
 def _also_in(together: pd.DataFrame) -> list[str | None]:
     """Return for each row the other splits that hold its id or its text; None for most."""
-    found: dict[int, set[str]] = {}
+    found: dict[Any, set[str]] = {}
     for column in ("id", "text"):
         doubled = together[together.duplicated(column, keep=False)]
         for _, group in doubled.groupby(column):

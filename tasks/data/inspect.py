@@ -11,7 +11,7 @@ from tasks.data import address as addresses
 from tasks.data import fetch, normalize, tables
 from tasks.data.address import HubAddress, HubFolder, LocalPath
 from tasks.data.config import TableConfig
-from tasks.data.prepare import MAX_LABELS, in_order
+from tasks.data.groups import MAX_LABELS, in_order
 from tasks.errors import SourceError
 
 _TOKENS_PER_WORD = 1.4

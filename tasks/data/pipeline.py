@@ -7,6 +7,7 @@ written to `data/sets/<name>-<hash>/`. What a night reads is a copy by content i
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -37,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WAIT_SECONDS = 600
 _CODE = {
     "fetch": ("address", "archive", "config", "fetch", "hub", "pypi", "tables"),
-    "prepare": ("config", "normalize", "prepare", "prepared", "tables"),
+    "prepare": ("config", "groups", "normalize", "prepare", "prepared", "tables"),
 }
 
 
@@ -222,6 +223,10 @@ def _run(workspace: Workspace, pipeline: _Pipeline) -> None:
                 if isinstance(cause, LockError) and time.monotonic() < until:
                     time.sleep(0.5)  # someone runs `dvc` by hand
                     continue
+                if str(cause).endswith(f"exited with {stage.INTERRUPTED}"):
+                    raise KeyboardInterrupt from error
+                if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise files.full_disk(workspace.root) from error
                 raise ServiceError(
                     f"DVC could not reproduce the data: {cause}; see `dvc repro -v "
                     f"{os.path.relpath(pipeline.home / 'dvc.yaml', workspace.root)}`"

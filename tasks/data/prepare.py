@@ -5,36 +5,18 @@ data is added. The same input gives the same bytes.
 """
 
 import json
-import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tasks import files
-from tasks.data import normalize, prepared, stage, tables
+from tasks.data import groups, normalize, prepared, stage, tables
 from tasks.data.config import PrepareConfig, SourceConfig, TableConfig
-from tasks.data.fetch import SOURCES, wanted
+from tasks.data.fetch import SOURCES
 from tasks.errors import SourceError
 from tasks.suggest import nearest
-
-MAX_LABELS = 500
-_RATING_LABELS = ("negative", "positive")
-
-
-@dataclass
-class Group:
-    """All rows that are one text after normalization."""
-
-    text: str
-    labels: set[str] = field(default_factory=set)
-    num_rows: int = 0
-
-
-Groups = dict[bytes, Group]
-"""By the text's hash."""
 
 
 class Prepared:
@@ -98,20 +80,21 @@ def _prepare_main(
 ) -> tuple[tuple[str, ...], set[bytes]]:
     """Fill train, validation and test; return the labels and the hashes of all main texts."""
     texts: set[bytes] = set()
-    labelled: Groups = {}
+    labelled: groups.Groups = {}
     num_rows = 0
-    for line, text, target in _texts(table, source, result.dropped, ""):
+    for line, text, target in groups.texts(table, source, result.dropped, ""):
         num_rows += 1
         identity = normalize.digest(text)
         texts.add(identity)
-        label = _label(table, source, source, line, target, result.dropped, "")
+        label = groups.label(table, source, source, line, target, result.dropped, "")
         if label is not None:
             _check_declared(table, source, line, label)
-            _add(labelled, identity, text, label)
+            groups.add(labelled, identity, text, label)
     if not num_rows:
         raise SourceError(f"{table.shown} holds no text: every row's `{source.text}` is empty")
     labels = _labels(table, source, labelled)
-    kept = _limited(_unanimous(labelled, result.dropped, ""), config, result.dropped, "")
+    agreed = groups.unanimous(labelled, result.dropped, "")
+    kept = groups.limited(agreed, config, result.dropped, "")
     for identity, group in kept.items():
         (label,) = group.labels
         split = split_of(normalize.share(identity), config)
@@ -131,49 +114,6 @@ def _id(identity: bytes) -> str:
     return identity[:8].hex()
 
 
-def _texts(
-    table: tables.Table, config: TableConfig, dropped: Counter[str], domain: str
-) -> Iterator[tuple[int, str, str | None]]:
-    """Yield (line, text as shown to models, label or rating), without the empty texts."""
-    for line, cells in tables.rows(table, wanted(config)):
-        text = normalize.shown(cells[0] or "")
-        if text:
-            yield line, text, cells[1] if len(cells) > 1 else None
-        else:
-            dropped[f"{domain}empty text"] += 1
-
-
-def _label(
-    table: tables.Table,
-    config: TableConfig,
-    source: SourceConfig,
-    line: int,
-    target: str | None,
-    dropped: Counter[str],
-    domain: str,
-) -> str | None:
-    """Return the row's label; None, counted, where it has none."""
-    target = (target or "").strip()
-    if not target:
-        dropped[f"{domain}no label"] += 1
-        return None
-    if config.rating is None:
-        return source.label_map.get(target, target)
-    try:
-        rating = float(target)
-    except ValueError:
-        raise SourceError(
-            f"{table.shown}:{line}: `{config.rating}` holds {target[:40]!r}, not a number"
-        ) from None
-    if math.isnan(rating):
-        dropped[f"{domain}no label"] += 1
-        return None
-    if rating == 0 or abs(rating) < config.threshold:
-        dropped[f"{domain}rating below threshold"] += 1
-        return None
-    return (source.labels or _RATING_LABELS)[rating > 0]
-
-
 def _check_declared(table: tables.Table, source: SourceConfig, line: int, label: str) -> None:
     if source.labels is not None and label not in source.labels:
         raise SourceError(
@@ -182,65 +122,26 @@ def _check_declared(table: tables.Table, source: SourceConfig, line: int, label:
         )
 
 
-def _add(groups: Groups, identity: bytes, text: str, label: str | None) -> None:
-    group = groups.setdefault(identity, Group(text))
-    group.text = min(group.text, text)  # whichever stands first in the file
-    group.num_rows += 1
-    if label is not None:
-        group.labels.add(label)
-
-
-def _unanimous(groups: Groups, dropped: Counter[str], domain: str) -> Groups:
-    """Return the texts whose rows agree on the label; count the others and the repetitions."""
-    kept = {}
-    for identity, group in groups.items():
-        if len(group.labels) > 1:
-            dropped[f"{domain}same text, different labels"] += group.num_rows
-        else:
-            dropped[f"{domain}duplicate text"] += group.num_rows - 1
-            kept[identity] = group
-    return kept
-
-
-def _limited(groups: Groups, config: PrepareConfig, dropped: Counter[str], domain: str) -> Groups:
-    """Return the `max_rows` texts of smallest hash.
-
-    By its second 8 bytes: the first decide the split, which must keep its shares.
-    """
-    if config.max_rows is None or len(groups) <= config.max_rows:
-        return groups
-    dropped[f"{domain}beyond max_rows"] += len(groups) - config.max_rows
-    chosen = sorted(groups, key=lambda identity: identity[8:16])[: config.max_rows]
-    return {identity: groups[identity] for identity in chosen}
-
-
-def _labels(table: tables.Table, source: SourceConfig, groups: Groups) -> tuple[str, ...]:
+def _labels(
+    table: tables.Table, source: SourceConfig, found_texts: groups.Groups
+) -> tuple[str, ...]:
     """Return the label set in order; raises SourceError where it cannot be learnt."""
     target = source.label or source.rating
-    found = {label for group in groups.values() for label in group.labels}
+    found = {label for group in found_texts.values() for label in group.labels}
     if not found:
         raise SourceError(f"{table.shown}: no row has a usable `{target}`; nothing is left")
     if len(found) == 1:
         raise SourceError(
             f"{table.shown}: all rows have one label, `{found.pop()}`; at least two are needed"
         )
-    if len(found) > MAX_LABELS:
+    if len(found) > groups.MAX_LABELS:
         raise SourceError(
             f"{table.shown}: `{target}` holds {len(found):,} different values; is it the column "
             "of labels?"
         )
     if source.labels is not None:
         return source.labels
-    return _RATING_LABELS if source.rating else tuple(in_order(found))
-
-
-def in_order(labels: Iterable[str]) -> list[str]:
-    """Return labels sorted: as numbers where all are numbers."""
-    found = sorted(labels)
-    try:
-        return sorted(found, key=float)
-    except ValueError:
-        return found
+    return groups.RATING_LABELS if source.rating else tuple(groups.in_order(found))
 
 
 def _check_splits(table: tables.Table, labels: tuple[str, ...], result: Prepared) -> None:
@@ -280,11 +181,10 @@ def _prepare_others(
     taken = set(main_texts)
     for name, other in sorted(source.others.items()):
         table = _table(raw / "others", sources[name], other, config)
-        groups = _other_texts(table, other, source, labels, taken, result.dropped, f"{name}: ")
-        kept = _limited(
-            _unanimous(groups, result.dropped, f"{name}: "), config, result.dropped, f"{name}: "
-        )
-        taken |= groups.keys()
+        domain, dropped = f"{name}: ", result.dropped
+        own = _other_texts(table, other, source, labels, taken, dropped, domain)
+        kept = groups.limited(groups.unanimous(own, dropped, domain), config, dropped, domain)
+        taken |= own.keys()
         labelled = other.label is not None or other.rating is not None
         for identity, group in kept.items():
             row = (_id(identity), group.text)
@@ -304,23 +204,23 @@ def _other_texts(
     taken: set[bytes],
     dropped: Counter[str],
     domain: str,
-) -> Groups:
+) -> groups.Groups:
     """Return the domain's own texts; a label that the main data has not is no label."""
-    groups: Groups = {}
+    own: groups.Groups = {}
     unknown: Counter[str] = Counter()
-    for line, text, target in _texts(table, other, dropped, domain):
+    for line, text, target in groups.texts(table, other, dropped, domain):
         identity = normalize.digest(text)
         if identity in taken:
             dropped[f"{domain}text of the main data or of another domain"] += 1
             continue
         label = None
         if other.label is not None or other.rating is not None:
-            label = _label(table, other, source, line, target, Counter(), domain)
+            label = groups.label(table, other, source, line, target, Counter(), domain)
         if label is not None and label not in labels:
             unknown[label] += 1
             label = None
-        _add(groups, identity, text, label)
-    if unknown and not any(group.labels for group in groups.values()):
+        groups.add(own, identity, text, label)
+    if unknown and not any(group.labels for group in own.values()):
         label = unknown.most_common(1)[0][0]
         raise SourceError(
             f"{table.shown}: label `{label}` and all others here are not labels of the main data"
@@ -328,7 +228,7 @@ def _other_texts(
         )
     if unknown:
         dropped[f"{domain}label that the main data has not"] += sum(unknown.values())
-    return groups
+    return own
 
 
 def _facts(labels: tuple[str, ...], sources: Mapping[str, Any], result: Prepared) -> dict[str, Any]:

@@ -31,6 +31,8 @@ ERROR_FILE = "NIGHTPRESS_STAGE_ERROR"
 PARENT = "NIGHTPRESS_STAGE_PARENT"
 """Variable with the process that the stage must not outlive."""
 PARAMS = "params.yaml"
+INTERRUPTED = 130
+"""Exit code of a stage that Ctrl-C has ended."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -68,7 +70,7 @@ def main(work: Callable[[Path, SourceConfig, PrepareConfig], None]) -> int:
     except NightpressError as error:
         return _tell(error)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 

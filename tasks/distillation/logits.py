@@ -25,6 +25,8 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tasks.training.seeding import seed_everything
 
+EFFECT = "answers"
+
 
 class StudentConfig(Frozen):
     """A fresh model; what is not given is as in the node before."""

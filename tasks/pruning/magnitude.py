@@ -36,6 +36,8 @@ from tasks.training.loop import fit
 _BLOCK = 2**20
 """Scores compared at a time, so that comparing takes little memory."""
 
+EFFECT = "zeros"
+
 
 class Config(Frozen):
     """Settings of magnitude pruning."""

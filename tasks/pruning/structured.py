@@ -25,6 +25,8 @@ from tasks.technique import Context
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 
+EFFECT = "parameters"
+
 
 class Config(Frozen):
     """Settings of structured pruning."""

@@ -22,6 +22,8 @@ READS_DATA = False
 LAST = True
 STEP = "quantize_dynamic"
 
+EFFECT = "quantized"
+
 
 class Config(Frozen):
     """Settings of dynamic quantization."""

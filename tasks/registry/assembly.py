@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from tasks import technique
 from tasks.evaluation.quality import Quality
 from tasks.plan import Node, Plan
+from tasks.press import NOT_PRESSED, Pressed
 from tasks.registry.facts import DataFacts, VariantFacts
 from tasks.registry.night_facts import (
     CheckRow,
@@ -26,7 +27,7 @@ def variant_facts(
     key: str, plan: Plan, trial: Trial, manifests: Mapping[str, Manifest], data: DataFacts
 ) -> VariantFacts:
     """Return what the registry is told of the node `key`."""
-    chain = _chain(plan, key)
+    chain = plan.chain(key)
     answers, verdict = trial.answers[key], trial.verdicts.get(key)
     return VariantFacts(
         node_key=key,
@@ -53,18 +54,11 @@ def name_of(plan: Plan, key: str) -> str:
     return BASELINE if key == plan.baseline else plan.recipes_of(key)[0]
 
 
-def _chain(plan: Plan, key: str) -> list[Node]:
-    chain = [plan.nodes[key]]
-    while chain[0].parent is not None:
-        chain.insert(0, plan.nodes[chain[0].parent])
-    return chain
-
-
 def _reasons(key: str, trial: Trial) -> tuple[str, ...]:
     verdict = trial.verdicts.get(key)
     if verdict is None:
         return ("the baseline is what variants are compared with",)
-    return tuple(gate.message for gate in verdict.reasons if not gate.passed)
+    return verdict.reasons
 
 
 def _metrics(key: str, plan: Plan, trial: Trial) -> dict[str, float]:
@@ -136,7 +130,7 @@ def variant_row(
     return VariantRow(
         recipe=", ".join(plan.recipes_of(key)),
         node_key=key,
-        steps=tuple(node.technique for node in _chain(plan, key)[1:]),
+        steps=tuple(node.technique for node in plan.chain(key)[1:]),
         verdict="passed" if verdict.passed else "rejected",
         reasons=_reasons(key, trial),
         figures=figures(key, trial),
@@ -156,26 +150,22 @@ def failed_row(key: str, plan: Plan, why: str) -> VariantRow:
     return VariantRow(
         recipe=", ".join(plan.recipes_of(key)),
         node_key=key,
-        steps=tuple(node.technique for node in _chain(plan, key)[1:]),
+        steps=tuple(node.technique for node in plan.chain(key)[1:]),
         verdict="failed",
         reasons=(why,),
     )
 
 
-def node_row(node: Node, manifest: Manifest | None, *, fresh: bool, why: str = "") -> NodeRow:
+def node_row(node: Node, pressed: Pressed) -> NodeRow:
     """Return the report's row of a node of the tree."""
+    manifest, why = pressed.manifests.get(node.key), pressed.failed.get(node.key, "")
+    status: Literal["pressed", "cached", "failed", "skipped"]
     if manifest is None:
-        status = "skipped" if why.startswith("not pressed") else "failed"
-        return NodeRow(node.key, node.parent, node.technique, _words(node), status, 0.0, why)  # type: ignore[arg-type]
-    status = "pressed" if fresh else "cached"
-    return NodeRow(
-        node.key,
-        node.parent,
-        node.technique,
-        _words(node),
-        status,
-        manifest.seconds,  # type: ignore[arg-type]
-    )
+        status = "skipped" if why.startswith(NOT_PRESSED) else "failed"
+    else:
+        status = "pressed" if node.key in pressed.fresh else "cached"
+    seconds = manifest.seconds if manifest else 0.0
+    return NodeRow(node.key, node.parent, node.technique, _words(node), status, seconds, why)
 
 
 def _words(node: Node) -> str:

@@ -84,6 +84,7 @@ def _quiet() -> None:
     quiet_libraries()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # alembic's two lines per migration step would else land on the user's terminal
     for library in ("alembic", "mlflow"):
         logging.getLogger(library).setLevel(logging.WARNING)

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tasks.registry import tracking
+from tasks.errors import ServiceError
+from tasks.registry import serving, tracking
 from tasks.registry.facts import VariantFacts
-from tasks.registry.store import talking
+from tasks.registry.store import talking, without_password
 from tasks.registry.tracking import NODE
 
 if TYPE_CHECKING:
@@ -118,12 +119,14 @@ def promote(client: "MlflowClient", name: str, candidate: Version) -> Version:
     copy = find(client, name, candidate.node)
     with talking(client):
         if copy is None:
+            row = client.get_model_version(candidate.model, str(candidate.number))
             copy = _create(
                 client,
                 name,
                 source=candidate.uri,
-                run_id=candidate.run_id,
-                model_id=candidate.model_id,
+                # a server refuses what its own row does not say
+                run_id=row.run_id,
+                model_id=row.model_id,
                 tags={**candidate.tags, CANDIDATE: str(candidate.number)},
                 description=f"Version {candidate.number} of {candidate.model}.",
             )
@@ -156,6 +159,42 @@ def by_alias(client: "MlflowClient", model: str, alias: str) -> Version | None:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+
+
+def named(client: "MlflowClient", name: str, which: str) -> Version:
+    """Return the version of `NAME` that `which`, an alias or a number, means.
+
+    Raises ServiceError where there is none.
+    """
+    with talking(client):
+        rows = client.search_model_versions(f"name = '{name}'")
+    found = by_alias(client, name, which) if not which.isdigit() else None
+    found = found or next((_version(r) for r in rows if str(r.version) == which), None)
+    if found is None:
+        known = [f"version {row.version}" for row in rows] or ["no version yet: run a night"]
+        raise ServiceError(f"`{name}` has no `{which}`; it has {', '.join(known[:10])}")
+    return found
+
+
+def load(client: "MlflowClient", version: Version) -> Any:
+    """Return the version's pyfunc model, ready to predict.
+
+    `mlflow.pyfunc.load_model(version.uri)` would look in the process-wide store. Raises
+    ServiceError where its files are gone.
+    """
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    with talking(client):
+        address = client.get_model_version_download_uri(version.model, str(version.number))
+    try:
+        folder = download_artifacts(artifact_uri=address, tracking_uri=client.tracking_uri)
+    except (OSError, MlflowException) as error:
+        raise ServiceError(
+            f"the files of {version.uri} cannot be had from {without_password(address)}; restore "
+            "them, or let the alias point at a version whose files are there"
+        ) from error
+    return serving.pyfunc().load_model(folder)
 
 
 def _create(client: "MlflowClient", model: str, **given: Any) -> Version:

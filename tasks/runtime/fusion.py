@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,19 +25,23 @@ _FUSED = (
     "FastGelu",
     "Gelu",
 )
-_MUST_FUSE = ("bert",)
+_WITH_EMBEDDING = ("bert", "electra", "distilbert")
+"""Types whose embeddings, too, are known to fuse; RoBERTa's count positions from the mask."""
+_MUST_FUSE = (*_WITH_EMBEDDING, "roberta", "xlm-roberta", "camembert")
+"""Types whose layers are known to fuse whole. Others are fused as far as it goes."""
 
 
 def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
     """Write `source` fused as `target`; return the fused operators and how many of each.
 
-    Raises ExportError where a BERT's attention was not fused in every layer.
+    Raises ExportError where a BERT or one of its kin was not fused in every layer.
     """
-    from onnxruntime.transformers import optimizer
-    from onnxruntime.transformers.fusion_options import FusionOptions
-
     kind = _TYPES.get(model.config.model_type, "bert")
-    with quiet_logging():
+    with quiet_tools():
+        from onnxruntime.transformers import optimizer
+        from onnxruntime.transformers.fusion_options import FusionOptions
+
+        _hush(Path(optimizer.__file__).parent)
         optimized = optimizer.optimize_model(
             str(source),
             model_type=kind,
@@ -55,14 +60,33 @@ def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def quiet_logging() -> Iterator[None]:
-    """Hush what ONNX Runtime's tools say on loggers of several names; errors still come through."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def quiet_tools() -> Iterator[None]:
+    """Keep ONNX Runtime's Python tools from changing this process.
+
+    They warn on the root logger, whose first use gives the process a handler on stderr, and put
+    a folder on `sys.path` that holds modules called `models`, `metrics` and `constants`.
+    """
+    root, path = logging.getLogger(), list(sys.path)
+    silent = logging.NullHandler()
+    root.addHandler(silent)
+    root.addFilter(_not_of_tools)
     try:
         yield
     finally:
-        logging.disable(before)
+        root.removeFilter(_not_of_tools)
+        root.removeHandler(silent)
+        sys.path[:] = [folder for folder in sys.path if folder in path]
+
+
+def _not_of_tools(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or "onnxruntime" not in record.pathname
+
+
+def _hush(folder: Path) -> None:
+    """Let the tools in `folder`, which log under bare module names, report errors alone."""
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _set_heads(graph: onnx.ModelProto, model: Any) -> None:
@@ -81,14 +105,20 @@ def _set_heads(graph: onnx.ModelProto, model: Any) -> None:
 
 
 def _require(model: Any, fused: dict[str, int]) -> None:
-    if model.config.model_type not in _MUST_FUSE:
+    kind, num_layers = model.config.model_type, model.config.num_hidden_layers
+    if kind not in _MUST_FUSE:
         return
-    num_layers = model.config.num_hidden_layers
     attentions = sum(fused.get(name, 0) for name in _ATTENTION)
-    missing = [
-        f"{attentions} of {num_layers} attention layers" if attentions != num_layers else "",
-        "no embedding layer" if not fused.get("EmbedLayerNormalization") else "",
-    ]
-    wrong = [part for part in missing if part]
-    if wrong:
-        raise ExportError(f"ONNX Runtime's optimizer fused {' and '.join(wrong)} of this model")
+    norms = fused.get("SkipLayerNormalization", 0)
+    lacking = []
+    if attentions != num_layers:
+        lacking.append(f"{attentions} of {num_layers} attention layers")
+    if norms != 2 * num_layers:
+        lacking.append(f"{norms} of {2 * num_layers} layer norms")
+    if kind in _WITH_EMBEDDING and not fused.get("EmbedLayerNormalization"):
+        lacking.append("no embedding layer")
+    if lacking:
+        raise ExportError(
+            f"ONNX Runtime's optimizer fused only {', '.join(lacking)} of this {kind}; it would run "
+            "slower than it should: check the versions of transformers and onnxruntime"
+        )

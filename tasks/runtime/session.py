@@ -25,8 +25,7 @@ class Session:
         serving = json.loads((folder / SERVING).read_text(encoding="utf-8"))
         self.labels: tuple[str, ...] = tuple(serving["labels"])
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        self._tokenizer.enable_truncation(serving["max_length"])
-        self._tokenizer.no_padding()
+        self.max_length: int = serving["max_length"]
         self._pad_id: int = serving["pad_id"]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))

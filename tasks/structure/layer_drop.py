@@ -23,6 +23,8 @@ READS_DATA = False
 _Count = Annotated[int, Field(ge=1)]
 _Index = Annotated[int, Field(ge=0)]
 
+EFFECT = "parameters"
+
 
 class Config(Frozen):
     """Which layers stay."""

@@ -35,6 +35,13 @@ class Examples:
             {name: values[indices] for name, values in self.columns.items()},
         )
 
+    def sample(self, maximum: int | None, seed: int) -> "Examples":
+        """Return `maximum` of the examples at most (None: all), chosen by the seed, in order."""
+        if maximum is None or maximum >= len(self):
+            return self
+        chosen = np.random.default_rng(seed).permutation(len(self))[:maximum]
+        return self.take(np.sort(chosen))
+
     def with_columns(self, **columns: np.ndarray) -> "Examples":
         """Return the same examples with `columns` added."""
         return Examples(self.texts, self.labels, {**self.columns, **columns})
@@ -62,7 +69,8 @@ class Encoded:
         self.examples = examples
         self.pad_id: int = tokenizer.pad_token_id
         encoded = tokenizer(list(examples.texts), truncation=True, max_length=max_length)
-        self.ids: list[list[int]] = encoded["input_ids"]
+        # a tokenizer without start and end tokens gives none at all for an empty text
+        self.ids: list[list[int]] = [ids or [self.pad_id] for ids in encoded["input_ids"]]
         self.lengths = np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -21,6 +21,10 @@ class TrainingConfig(Frozen):
     clip: float = Field(default=1.0, gt=0)
     """Largest L2 norm of the gradient."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """Probability of every dropout layer while training; None: the model's own."""
+    freeze_embeddings: bool = False
+    """Leave the embedding tables as they are: of a large vocabulary most rows never occur."""
     evaluations_per_epoch: int = Field(default=1, ge=1, le=100)
     patience: int = Field(default=2, ge=1)
     """Evaluations on validation data with no gain before training stops."""

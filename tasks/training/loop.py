@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,43 +21,20 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from tasks.bundle import Bundle
-from tasks.errors import TechniqueError
-from tasks.training import checkpoint, schedules
+from tasks.errors import SettingsError, TechniqueError
+from tasks.training import checkpoint, optimizer, schedules
 from tasks.training.batches import UNLABELLED, Encoded, Examples
 from tasks.training.config import TrainingConfig
-from tasks.training.losses import Loss, cross_entropy
+from tasks.training.losses import Loss, cross_entropy, measured
 from tasks.training.predict import encoded_logits
 from tasks.training.progress import Progress
+from tasks.training.record import FitResult, State
+from tasks.training.regime import regime
 from tasks.training.seeding import seed_everything
 
 AfterStep = Callable[[nn.Module, int, int], None]
 """Called with the model, the number of steps done, and of all."""
 _EVALUATION_BATCH = 64
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training did."""
-
-    steps: int
-    seconds: float
-    """Wall time of this process; a resumed training's earlier part is not in it."""
-    examples_per_second: float
-    best_validation_loss: float
-    best_validation_accuracy: float
-    history: tuple[dict[str, float], ...]
-    """One entry an evaluation: step, validation_loss, validation_accuracy, training_loss."""
-    stopped: Literal["end", "patience"]
-
-
-@dataclass
-class _State:
-    """What must survive a kill, besides weights, optimizer and random numbers."""
-
-    step: int = 0
-    evaluations_without_gain: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    done: bool = False
 
 
 def fit(
@@ -74,19 +51,35 @@ def fit(
     after_step: AfterStep | None = None,
     keep: Literal["best", "last"] = "best",
 ) -> FitResult:
-    """Train `bundle.model` in place and leave it in evaluation mode.
+    """Train `bundle.model` in place and leave it on the CPU, in evaluation mode.
 
-    `keep="best"` ends with the weights of the best evaluation (accuracy, then loss, on validation
-    data). A checkpoint in `scratch` that fits these very arguments is gone on from; the last one
-    stays there, so that a caller who dies before he has saved the result loses nothing.
+    `keep="best"` ends with the weights of the best evaluation (accuracy on validation data, then
+    loss) and stops early after `config.patience` evaluations with no gain. `keep="last"` runs to
+    the end, for a schedule that must reach it.
 
-    Raises TechniqueError where there is nothing to train on, or the loss is no longer a number.
+    A checkpoint in `scratch` of this very training (weights at its start, data, settings, seed) is
+    gone on from. What the loss and `after_step` are set to is not told apart: `scratch` belongs to
+    one set of settings. At the end the result stays there, so that a caller who dies before he has
+    saved it trains nothing twice; he removes the folder.
+
+    Raises TechniqueError where there is nothing to train on or the loss is no longer a number,
+    SettingsError where the device cannot compute in `config.precision`, StoreError where a
+    checkpoint cannot be written.
     """
     if len(train) == 0:
-        raise TechniqueError("there are no training texts; lower `max_length` or give more data")
+        raise TechniqueError("there are no training texts: give more data")
+    if not (validation.labels != UNLABELLED).any():
+        raise TechniqueError(
+            "no validation text has a label, so nothing can be chosen by: add some"
+        )
+    if config.precision == "fp16" and device.type == "cpu":
+        raise SettingsError("`precision: fp16` needs a GPU; on a CPU use fp32 or bf16")
     seed_everything(seed)
-    training = _Training(bundle, train, validation, config, seed, device, loss, after_step, keep)
-    result = training.run(scratch, progress)
+    with regime(bundle.model, config):
+        training = _Training(
+            bundle, train, validation, config, seed, device, loss, after_step, keep
+        )
+        result = training.run(scratch, progress)
     bundle.model.to("cpu").eval()
     return result
 
@@ -102,113 +95,109 @@ class _Training:
         device: torch.device,
         loss: Loss,
         after_step: AfterStep | None,
-        keep: str,
+        keep: Literal["best", "last"],
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
         self.loss, self.after_step, self.keep = loss, after_step, keep
         AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ by training
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
+            device_placement=False,  # it knows one device a process; `device` is the caller's
             mixed_precision="no" if config.precision == "fp32" else config.precision,
         )
         self.plain = bundle.model.to(device)
-        self.model, self.optimizer = self.accelerator.prepare(self.plain, self._optimizer())
-        self.train = Encoded(_limited(train, config, seed), bundle.tokenizer, bundle.max_length)
+        chosen = train.sample(config.max_examples, seed)
+        self.train = Encoded(chosen, bundle.tokenizer, bundle.max_length)
         self.validation = Encoded(validation, bundle.tokenizer, bundle.max_length)
+        self.sparse = [self.plain.get_parameter(name) for name in bundle.sparse]
         num_batches = math.ceil(len(self.train) / config.batch_size)
         self.steps_per_epoch = math.ceil(num_batches / config.accumulation)
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
         self.factor = schedules.linear(self.total, config.warmup)
-        parameters = dict(self.plain.named_parameters())
-        self.sparse = [parameters[name] for name in bundle.sparse]
-        self.state = _State()
-        self.best: dict[str, torch.Tensor] = {}
-        self.fingerprint = self._fingerprint(train, validation, keep)
+        self.fingerprint = self._fingerprint(bundle.sparse)
+        self.model, self.optimizer = self.accelerator.prepare(
+            self.plain, optimizer.adamw(self.plain, config)
+        )
+        self.state = State()
+        self.best: checkpoint.Tensors = {}
+        self.epoch, self.batches = -1, list[np.ndarray]()
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        """Decay matrices alone: biases and normalization weights are not shrunk."""
-        parameters = [p for p in self.plain.parameters() if p.requires_grad]
-        groups = [
-            {
-                "params": [p for p in parameters if p.dim() > 1],
-                "weight_decay": self.config.weight_decay,
-            },
-            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        return torch.optim.AdamW(groups, lr=self.config.learning_rate, fused=True)
-
-    def _fingerprint(self, train: Examples, validation: Examples, keep: str) -> str:
-        digest = hashlib.sha256(self.config.model_dump_json().encode())
-        shapes = {name: list(p.shape) for name, p in self.plain.named_parameters()}
-        digest.update(json.dumps([self.seed, keep, self.total, shapes]).encode())
-        for examples in (train, validation):
-            digest.update(json.dumps(list(examples.texts)).encode())
-            digest.update(examples.labels.tobytes())
-            for name in sorted(examples.columns):
-                digest.update(np.ascontiguousarray(examples.columns[name]).tobytes())
-        return digest.hexdigest()
+    def _fingerprint(self, sparse: tuple[str, ...]) -> str:
+        """Return a hash of all that the result depends on, but for the loss and `after_step`."""
+        settings = self.config.model_dump(exclude={"checkpoint_seconds"})
+        facts = [settings, self.seed, self.keep, self.device.type, sorted(sparse)]
+        found = hashlib.sha256(json.dumps(facts).encode())
+        found.update(checkpoint.digest(self.plain.state_dict()).encode())
+        for encoded in (self.train, self.validation):
+            found.update(json.dumps([encoded.pad_id, *encoded.ids]).encode())
+            found.update(encoded.examples.labels.tobytes())
+            for name, values in sorted(encoded.examples.columns.items()):
+                found.update(f"{name} {values.dtype} {values.shape}".encode() + values.tobytes())
+        return found.hexdigest()
 
     def run(self, scratch: Path, progress: Progress) -> FitResult:
         self._resume(scratch)
         progress.start("training", self.total)
-        progress.advance(self.state.step)
-        began, first = time.monotonic(), self.state.step
-        num_examples, saved = 0, time.monotonic()
+        try:
+            progress.advance(self.state.step)
+            self._run(scratch, progress)
+        finally:
+            progress.stop()
+            # mixed precision wraps the model's forward
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return self.state.result(self.total, self.steps_per_epoch, self.keep)
+
+    def _run(self, scratch: Path, progress: Progress) -> None:
+        began = saved = time.monotonic()
+        before = self.state.seconds
         self.model.train()
         while not self.state.done:
-            value, count = self._step()
-            num_examples += count
-            rate = num_examples / max(time.monotonic() - began, 1e-9)
-            progress.advance(1, loss=value, rate=rate)
+            self._step()
+            progress.advance(1, loss=self.state.running_loss, rate=self.state.examples_per_second)
             if self._is_evaluation():
-                self._evaluate(value)
-            if self.state.done or time.monotonic() - saved >= self.config.checkpoint_seconds:
+                self._evaluate()
+            self.state.seconds = before + time.monotonic() - began
+            if self.state.done:
+                self._finish(scratch)
+            elif time.monotonic() - saved >= self.config.checkpoint_seconds:
                 self._save(scratch)
                 saved = time.monotonic()
-        progress.stop()
-        seconds = time.monotonic() - began
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
-        if self.keep == "best":
-            self.plain.load_state_dict(self.best)
-        return self._result(seconds, num_examples, first)
 
-    def _result(self, seconds: float, num_examples: int, first: int) -> FitResult:
-        history = self.state.history
-        chosen = max(history, key=_merit) if self.keep == "best" else history[-1]
-        assert self.state.step >= first
-        return FitResult(
-            steps=self.state.step,
-            seconds=seconds,
-            examples_per_second=num_examples / max(seconds, 1e-9),
-            best_validation_loss=chosen["validation_loss"],
-            best_validation_accuracy=chosen["validation_accuracy"],
-            history=tuple(history),
-            stopped="end" if self.state.step >= self.total else "patience",
-        )
-
-    def _step(self) -> tuple[float, int]:
-        """Do one optimizer step; return its mean loss and the number of examples."""
-        epoch, position = divmod(self.state.step, self.steps_per_epoch)
-        batches = self._epoch(epoch)
-        start = position * self.config.accumulation
-        group = batches[start : start + self.config.accumulation]
-        total = 0.0
+    def _step(self) -> None:
+        """Do one optimizer step over the gradients of `config.accumulation` batches."""
+        began = time.monotonic()
+        group = self._group()
+        num_examples = sum(map(len, group))
+        total = torch.zeros((), device=self.device)
         for indices in group:
             batch = {k: v.to(self.device) for k, v in self.train.batch(indices).items()}
             output = self.model(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             )
-            value = self.loss(output, batch) / len(group)
-            total += value.item()
+            value = self.loss(output, batch) * (len(indices) / num_examples)
+            total += value.detach()
             self.accelerator.backward(value)
-        if not math.isfinite(total):
-            raise TechniqueError(
-                f"the loss is no longer a number at step {self.state.step + 1} of {self.total}; "
-                "lower `learning_rate`, or use `precision: fp32`"
-            )
+        self.state.losses.append(self._finite(total.item(), "loss"))
+        self._update()
+        self.state.step += 1
+        if self.after_step is not None:
+            self.after_step(self.plain, self.state.step, self.total)
+        self.state.num_examples += num_examples
+        self.state.step_seconds += time.monotonic() - began
+
+    def _group(self) -> list[np.ndarray]:
+        epoch, position = divmod(self.state.step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.batches = self.train.shuffled(self.config.batch_size, self.seed, epoch)
+            self.epoch = epoch
+        start = position * self.config.accumulation
+        return self.batches[start : start + self.config.accumulation]
+
+    def _update(self) -> None:
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.config.learning_rate * self.factor(self.state.step)
-        self.accelerator.clip_grad_norm_(self.plain.parameters(), self.config.clip)
+        self.accelerator.unscale_gradients()
+        optimizer.clip(self.plain.parameters(), self.config.clip)
         # seen at each step, not once: gradual pruning adds zeros, and a resumed one has them back
         zeros = [parameter == 0 for parameter in self.sparse]
         self.optimizer.step()
@@ -216,101 +205,75 @@ class _Training:
         with torch.no_grad():
             for parameter, zero in zip(self.sparse, zeros, strict=True):
                 parameter.masked_fill_(zero, 0)
-        self.state.step += 1
-        if self.after_step is not None:
-            self.after_step(self.plain, self.state.step, self.total)
-        return total, sum(len(indices) for indices in group)
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
-        if getattr(self, "_epoch_of", None) != epoch:
-            self._epoch_of = epoch
-            self._batches = self.train.shuffled(self.config.batch_size, self.seed, epoch)
-        return self._batches
+    def _finite(self, value: float, what: str) -> float:
+        if math.isfinite(value):
+            return value
+        raise TechniqueError(
+            f"the {what} is no longer a number at step {self.state.step + 1} of {self.total}; "
+            "lower `learning_rate`, or use `precision: fp32`"
+        )
 
     def _is_evaluation(self) -> bool:
-        every = max(1, self.steps_per_epoch // self.config.evaluations_per_epoch)
-        return self.state.step % every == 0 or self.state.step >= self.total
+        """Tell whether a share 1 / `evaluations_per_epoch` of an epoch, or all, has just ended."""
+        often, step = self.config.evaluations_per_epoch, self.state.step
+        shares, before = (n * often // self.steps_per_epoch for n in (step, step - 1))
+        return shares > before or step >= self.total
 
-    def _evaluate(self, training_loss: float) -> None:
+    def _evaluate(self) -> None:
         """Measure validation data; keep the best weights; stop at the end or without gain."""
+        state = self.state
         logits = encoded_logits(self.plain, self.validation, _EVALUATION_BATCH, self.device)
-        labels = self.validation.examples.labels
-        known = labels != UNLABELLED
-        shifted = logits[known].astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(shifted).sum(axis=1))
+        value, accuracy = measured(logits, self.validation.examples.labels)
         entry = {
-            "step": float(self.state.step),
-            "training_loss": training_loss,
-            "validation_loss": float(
-                (log_sum - shifted[np.arange(known.sum()), labels[known]]).mean()
-            ),
-            "validation_accuracy": float((logits[known].argmax(axis=1) == labels[known]).mean()),
+            "step": float(state.step),
+            "training_loss": state.running_loss,
+            "validation_loss": self._finite(value, "validation loss"),
+            "validation_accuracy": accuracy,
         }
-        history = self.state.history
-        gained = not history or _merit(entry) > max(map(_merit, history))
-        history.append(entry)
-        self.state.evaluations_without_gain = (
-            0 if gained else self.state.evaluations_without_gain + 1
-        )
+        gained = state.enter(entry)
         if gained and self.keep == "best":
             self.best = {k: v.detach().clone() for k, v in self.plain.state_dict().items()}
-        patient = self.state.evaluations_without_gain < self.config.patience
-        # a schedule that must reach its end (gradual pruning) is not cut short
-        self.state.done = self.state.step >= self.total or (not patient and self.keep == "best")
+        patient = self.keep == "last" or state.evaluations_without_gain < self.config.patience
+        state.done = state.step >= self.total or not patient
+
+    def _finish(self, scratch: Path) -> None:
+        """Take the weights to keep; they stand as the training's last checkpoint."""
+        if self.keep == "best":
+            self.plain.load_state_dict(self.best, strict=False)  # a tied tensor is kept once
+        tensors = {f"model.{k}": v for k, v in self.plain.state_dict().items()}
+        checkpoint.write(scratch, self.fingerprint, tensors, self._facts())
 
     def _save(self, scratch: Path) -> None:
-        tensors = {f"model.{k}": v for k, v in _untied(self.plain.state_dict()).items()}
-        tensors |= {f"best.{k}": v for k, v in _untied(self.best).items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
+        tensors = {f"model.{k}": v for k, v in self.plain.state_dict().items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer.flat(self.optimizer).items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        checkpoint.write(scratch, self.fingerprint, tensors, self._facts())
+
+    def _facts(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
-        facts = {
+        return {
             "fingerprint": self.fingerprint,
-            "state": vars(self.state),
+            "state": asdict(self.state),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        checkpoint.write(scratch, tensors, facts)
 
     def _resume(self, scratch: Path) -> None:
-        found = checkpoint.read(scratch)
-        if found is None or found[1].get("fingerprint") != self.fingerprint:
+        found = checkpoint.read(scratch, self.fingerprint)
+        if found is None or found[1]["fingerprint"] != self.fingerprint:
             return
         tensors, facts = found
-        self.plain.load_state_dict(_part(tensors, "model."), strict=False)
-        self.best = _part(tensors, "best.")
-        states: dict[int, dict[str, Any]] = {}
-        for name, value in _part(tensors, "optimizer.").items():
-            index, _, entry = name.partition(".")
-            states.setdefault(int(index), {})[entry] = value
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.plain.load_state_dict(checkpoint.part(tensors, "model."), strict=False)
+        self.state = State(**facts["state"])
+        if self.state.done:
+            return
+        self.best = checkpoint.part(tensors, "best.")
+        optimizer.load_flat(self.optimizer, checkpoint.part(tensors, "optimizer."))
         torch.set_rng_state(tensors["random.cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        if facts["scaler"] is not None and self.accelerator.scaler is not None:
+        if facts["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
-        self.state = _State(**facts["state"])
-
-
-def _merit(entry: dict[str, float]) -> tuple[float, float]:
-    return entry["validation_accuracy"], -entry["validation_loss"]
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _untied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies, since safetensors refuses tensors that share memory."""
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
-def _limited(examples: Examples, config: TrainingConfig, seed: int) -> Examples:
-    if config.max_examples is None or config.max_examples >= len(examples):
-        return examples
-    chosen = np.random.default_rng(seed).permutation(len(examples))[: config.max_examples]
-    return examples.take(np.sort(chosen))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from tasks.bundle import Bundle
 from tasks.training.batches import Encoded, Examples
@@ -13,14 +14,17 @@ def logits(
     batch_size: int = 64,
     device: torch.device | str | None = None,
 ) -> np.ndarray:
-    """Return float32 logits (examples, labels), in the order given."""
+    """Return float32 logits (examples, labels), in the order given.
+
+    `device` None: where the model is. How texts share batches changes float noise alone.
+    """
     return encoded_logits(
         bundle.model, Encoded(examples, bundle.tokenizer, bundle.max_length), batch_size, device
     )
 
 
 def encoded_logits(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     encoded: Encoded,
     batch_size: int,
     device: torch.device | str | None = None,
@@ -29,8 +33,7 @@ def encoded_logits(
     device = torch.device(device) if device is not None else next(model.parameters()).device
     was_training = model.training
     model.to(device).eval()
-    found: list[np.ndarray] = []
-    order: list[np.ndarray] = []
+    result = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
     with torch.inference_mode():
         for indices in encoded.ordered(batch_size):
             batch = encoded.batch(indices)
@@ -38,10 +41,6 @@ def encoded_logits(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
             )
-            found.append(output.logits.float().cpu().numpy())
-            order.append(indices)
+            result[indices] = output.logits.float().cpu().numpy()
     model.train(was_training)
-    answers = np.concatenate(found)
-    result = np.empty_like(answers)
-    result[np.concatenate(order)] = answers
     return result

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import tasks.data
 from tasks import files, versioning
 from tasks.data import pipeline, prepared, stage
 from tasks.data.config import PrepareConfig, SourceConfig
-from tasks.errors import ServiceError, SourceError
+from tasks.errors import ServiceError, SourceError, StoreError
 from tasks.workspace import Workspace
 from tests.data import checkouts
 from tests.data.checkouts import sentences, write_csv
@@ -161,6 +162,36 @@ def test_locks_of_the_dead_are_cleared_and_those_of_the_living_kept(tmp_path: Pa
     rwlock.write_text('{"write": {"/x"')
     pipeline._clear_stale(rwlock)
     assert not rwlock.exists()
+
+
+def test_the_stages_start_without_what_takes_seconds(workspace: Workspace) -> None:
+    code = (
+        "import sys, tasks.data.fetch, tasks.data.prepare\n"
+        "slow = {'torch', 'pandas', 'datasets', 'dvc', 'huggingface_hub', 'unearth', 'pyarrow'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+    )
+    out, err = checkouts.python(workspace.root, code).communicate()
+    assert out == "[]\n", err
+
+
+def test_two_nights_at_once_wait_for_each_other(workspace: Workspace) -> None:
+    other = _REPRODUCE.replace('label="label"', 'label="label", label_map={"bad": "awful"}')
+    processes = [checkouts.python(workspace.root, code) for code in (_REPRODUCE, other)]
+    for process in processes:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert len(list((workspace.data / "versions").iterdir())) == 2
+
+
+def test_a_full_disk_is_told_as_such(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dvc.output.Output.commit", full)
+    with pytest.raises(StoreError, match="no space left at"):
+        reproduce(workspace)
+    monkeypatch.undo()
+    assert sum(reproduce(workspace).rows.values()) == 200
 
 
 _REPRODUCE = """

@@ -1,18 +1,14 @@
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pandas as pd
-import psutil
 import pytest
 
 from tasks.registry import serving, store, tracking, versions
-from tests.registry import samples, tiny_export
+from tasks.workspace import Workspace
+from tests.registry import samples, servers, tiny_export
 
 # a Python in which nothing but what the registered model asks for can be imported
 ALONE = """
@@ -109,51 +105,43 @@ def test_champion_answers_over_http(client, workspace, name, export_folder, tmp_
     )
     candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
     versions.promote(client, name, candidate)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{name}@champion",
-        "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port),
-    ]  # fmt: skip
-    with (tmp_path / "log").open("w") as log:
-        server = subprocess.Popen(
-            command,
-            env={
-                **os.environ,
-                "MLFLOW_TRACKING_URI": client.tracking_uri,
-                "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
-            },
-            cwd=tmp_path, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    try:
-        _wait(f"http://127.0.0.1:{port}/ping", server, tmp_path / "log")
+    command = ["models", "serve", "-m", f"models:/{name}@champion", "--env-manager", "local"]
+    with servers.started(command, tmp_path, "/ping", client.tracking_uri) as address:
         for question in (
             {"inputs": ["superb film", "awful"]},
             {"inputs": {"text": ["superb film", "awful"]}},
             {"instances": ["superb film", "awful"]},
             {"dataframe_split": {"columns": ["text"], "data": [["superb film"], ["awful"]]}},
         ):
-            answers = _ask(f"http://127.0.0.1:{port}/invocations", question)["predictions"]
+            answers = _ask(f"{address}/invocations", question)["predictions"]
             assert [a["label"] for a in answers] == ["positive", "negative"]
             assert set(answers[0]["probabilities"]) == {"negative", "positive"}
-    finally:
-        family = [server, *psutil.Process(server.pid).children(recursive=True)]
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
-    assert not psutil.wait_procs([p for p in family if p is not server], timeout=20)[1]
 
 
-def _wait(url, server, log):
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        assert server.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except OSError:
-            time.sleep(0.3)
-    raise AssertionError(log.read_text())
+@pytest.mark.slow
+def test_a_server_keeps_the_same_registry(name, export_folder, tmp_path, monkeypatch):
+    command = [
+        "server", "--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    with servers.started(command, tmp_path, "/health") as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        workspace = Workspace(tmp_path / "checkout")
+        client = store.open_store(workspace)
+        assert store.artifact_root(workspace) is None
+        for _ in range(2):
+            night = tracking.start_night(client, name, "2026-01-02")
+            made = versions.register_variant(client, name, night, samples.variant(export_folder))
+            versions.set_challenger(client, name, made)
+            assert versions.promote(client, name, made).number == 1
+        assert (made.number, made.fresh) == (1, False)
+        done = subprocess.run(
+            [sys.executable, "-c", ALONE, f"models:/{name}@champion"],
+            capture_output=True, text=True, cwd=tmp_path, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0]["label"] == "positive"
+    assert not workspace.root.exists()
 
 
 def _ask(url, question):

@@ -1,8 +1,12 @@
 import dataclasses
 import json
+import shutil
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
+from tasks.errors import ServiceError
 from tasks.registry import store, tracking, versions
 from tests.registry import samples
 
@@ -193,3 +197,16 @@ def test_long_reasons_are_cut_and_say_so():
     assert len(tags[versions.REASONS]) <= 5000
     assert kept[0].startswith("gate 0: ")
     assert kept[-1] == f"… {40 - (len(kept) - 1)} more"
+
+
+def test_promoted_model_loads_from_its_own_store_until_its_files_are_gone(
+    client, night, name, export_folder
+):
+    candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
+    champion = versions.promote(client, name, candidate)
+    answers = versions.load(client, champion).predict([{"text": "awful film"}])
+    assert answers["label"].tolist() == ["negative"]
+    address = client.get_model_version_download_uri(name, "1")
+    shutil.rmtree(url2pathname(urlsplit(address).path))
+    with pytest.raises(ServiceError, match=f"models:/{name}/1"):
+        versions.load(client, champion)

@@ -1,0 +1,110 @@
+"""The gates: what a variant must show, on test data and in one measurement, to be worth having."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tasks.evaluation.config import GatesConfig
+from tasks.evaluation.paired import PairedLoss
+from tasks.evaluation.proof import Proof
+from tasks.evaluation.quality import Quality
+from tasks.runtime.latency import Ratio
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict rests on. The baseline is the fp32 one in the variant's own runtime."""
+
+    baseline: Quality
+    variant: Quality
+    loss: PairedLoss
+    speedup: Ratio
+    """Baseline's p50 at batch 1 divided by the variant's, in one interleaved measurement."""
+    shrink: float
+    """Baseline's bytes divided by the variant's."""
+    proof: Proof
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate's answer."""
+
+    name: str
+    passed: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All gates' answers; a variant passes when every one does."""
+
+    gates: tuple[GateResult, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether every gate was passed."""
+        return all(gate.passed for gate in self.gates)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Return one line per gate that was not passed."""
+        return tuple(gate.message for gate in self.gates if not gate.passed)
+
+
+def judge(evidence: Evidence, gates: GatesConfig) -> Verdict:
+    """Hold the evidence against the gates."""
+    return Verdict(
+        (
+            _at_most("loss", evidence.loss.points, gates.max_loss_points, "accuracy lost"),
+            _at_most(
+                "loss bound",
+                evidence.loss.bound_points,
+                gates.max_loss_bound_points,
+                "95% bound of the accuracy lost",
+            ),
+            _floor(evidence.variant.accuracy, gates.min_accuracy),
+            _recall(evidence.baseline.recall, evidence.variant.recall, gates),
+            GateResult("effect", evidence.proof.changed, evidence.proof.message),
+            _gain(evidence, gates),
+        )
+    )
+
+
+def _at_most(name: str, value: float, limit: float, what: str) -> GateResult:
+    passed = value <= limit
+    over = "" if passed else f", {value - limit:.2f} over"
+    return GateResult(name, passed, f"{what} is {value:.2f} points (limit {limit:.2f}{over})")
+
+
+def _floor(accuracy: float, limit: float) -> GateResult:
+    passed = accuracy >= limit
+    return GateResult("floor", passed, f"accuracy is {accuracy:.4f} (floor {limit:.4f})")
+
+
+def _recall(
+    before: Mapping[str, float], after: Mapping[str, float], gates: GatesConfig
+) -> GateResult:
+    falls = {label: (before[label] - after[label]) * 100 for label in before}
+    worst = max(falls, key=lambda label: falls[label])
+    limit = gates.max_recall_drop_points
+    return GateResult(
+        "recall",
+        falls[worst] <= limit,
+        f"recall of `{worst}` fell by {max(falls[worst], 0.0):.2f} points (limit {limit:.2f})",
+    )
+
+
+def _gain(evidence: Evidence, gates: GatesConfig) -> GateResult:
+    """Faster or smaller than the fp32 baseline of the same runtime, so that exporting wins nothing.
+
+    Faster means beyond noise: the interval's lower end counts, not the ratio.
+    """
+    speed, shrink = evidence.speedup, evidence.shrink
+    faster, smaller = speed.lower >= gates.min_speedup, shrink >= gates.min_shrink
+    message = (
+        f"{speed.value:.2f}× faster than the fp32 baseline in the same runtime (at least "
+        f"{speed.lower:.2f}×; limit {gates.min_speedup:.2f}×), {shrink:.2f}× smaller (limit "
+        f"{gates.min_shrink:.2f}×)"
+    )
+    if not (faster or smaller):
+        message = f"no gain: {message}"
+    return GateResult("gain", faster or smaller, message)

@@ -1,0 +1,92 @@
+"""Enters a night's variants into the registry, and promotes by policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.data.pipeline import PreparedData
+from tasks.plan import Plan
+from tasks.press import Pressed
+from tasks.registry import tracking, versions
+from tasks.registry.assembly import variant_facts
+from tasks.registry.facts import DataFacts
+from tasks.registry.night_facts import Standing
+from tasks.registry.store import artifact_root, open_store
+from tasks.registry.versions import Version
+from tasks.settings import Settings
+from tasks.trial import Trial
+from tasks.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """What the registry holds after a night."""
+
+    run: str
+    """The night's run."""
+    versions: Mapping[str, Version]
+    """Node → its version of `NAME-candidates`."""
+    champion_before: Standing | None
+    champion_after: Standing | None
+    challenger_before: Standing | None
+    challenger_after: Standing | None
+
+
+def enrol(
+    workspace: Workspace,
+    settings: Settings,
+    night: str,
+    data: PreparedData,
+    plan: Plan,
+    pressed: Pressed,
+    trial: Trial,
+) -> Enrolment:
+    """Register every model tried, once, and move the aliases as the policy says.
+
+    Whatever a killed night left undone is completed. Raises ServiceError.
+    """
+    client, name = open_store(workspace), settings.name
+    params = {
+        "seed": settings.seed,
+        "recipes": ", ".join(settings.recipes),
+        "data": data.pointer.md5,
+        "objective": settings.registry.objective,
+    }
+    run = tracking.start_night(
+        client, name, night, params=params, artifacts=artifact_root(workspace)
+    )
+    told = DataFacts(name, data.pointer.md5, data.rows)
+    registered = {
+        key: versions.register_variant(
+            client, name, run, variant_facts(key, plan, trial, pressed.manifests, told)
+        )
+        for key in trial.exports
+    }
+    champion, challenger = versions.champion(client, name), versions.challenger(client, name)
+    if trial.best is not None:
+        versions.set_challenger(client, name, registered[trial.best])
+        if _replaces(champion, trial, settings):
+            versions.promote(client, name, registered[trial.best])
+    return Enrolment(
+        run=run,
+        versions=registered,
+        champion_before=_standing(champion),
+        champion_after=_standing(versions.champion(client, name)),
+        challenger_before=_standing(challenger),
+        challenger_after=_standing(versions.challenger(client, name)),
+    )
+
+
+def _replaces(champion: Version | None, trial: Trial, settings: Settings) -> bool:
+    """Tell whether the night's best becomes champion without a person's word."""
+    if champion is None:
+        return True
+    # the best of this trial is better than a champion that was in it: they were measured together
+    return settings.registry.promotion == "auto" and champion.node != trial.best
+
+
+def _standing(version: Version | None) -> Standing | None:
+    if version is None:
+        return None
+    tags: Mapping[str, Any] = version.tags
+    return Standing(str(tags.get("nightpress.recipe", "")), version.node, version.number)
