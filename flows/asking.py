@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.registry import serving, versions
+from tasks.registry import versions
 from tasks.registry.store import open_store
 from tasks.workspace import Workspace
 
@@ -19,7 +19,7 @@ def ask(workspace: Workspace, name: str, texts: list[str], *, version: str, as_j
     """
     client = open_store(workspace)
     standing = versions.named(client, name, version)
-    answers = serving.load(client, standing.uri).predict(texts)
+    answers = versions.load(client, standing).predict([{"text": text} for text in texts])
     rows = list(zip(answers["label"], answers["probability"], texts, strict=True))
     if as_json:
         told = [{"text": t, "label": la, "probability": float(p)} for la, p, t in rows]

@@ -66,7 +66,7 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     with clock.phase("registry", "overhead"):
         enrolled = steps.register(workspace, told, night, data, plan, pressed, trial)
     with clock.phase("report", "overhead"):
-        gate.accept(workspace, told.name, data)
+        gate.accept(workspace, told.name, told.validation, data, validation)
         facts: NightFacts = steps.report(
             workspace, told, night, data, validation, plan, pressed, trial, enrolled, clock
         )

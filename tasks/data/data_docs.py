@@ -5,6 +5,7 @@ hosts: opened without a network they are bare and the list is empty. So its sect
 into pages that carry their style with them.
 """
 
+import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from great_expectations.render.renderer import ValidationResultsPageRenderer
 from great_expectations.render.view import DefaultJinjaPageView
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, pass_context
 
 from tasks import files
 from tasks.data.expectations import Suite
@@ -24,13 +25,23 @@ INDEX = "index.html"
 _PAGES = Path(__file__).with_name("docs_pages")
 
 
+class _View(DefaultJinjaPageView):  # type: ignore[misc]
+    """Escapes plain strings too: unexpected values come as they stand in the data."""
+
+    @pass_context
+    def render_content_block(self, context: Any, block: Any, *args: Any, **named: Any) -> Any:
+        if isinstance(block, str):
+            return html.escape(block)
+        return super().render_content_block(context, block, *args, **named)
+
+
 def write(found: "Validation", suites: Sequence[Suite], results: Sequence[Any], docs: Path) -> None:
     """Replace the folder `docs` by the pages of these results.
 
     Raises StoreError where the disk is full; the pages of before stay then.
     """
     # one view for all pages: it keeps its compiled templates
-    view = DefaultJinjaPageView(custom_views_directory=str(_PAGES))
+    view = _View(custom_views_directory=str(_PAGES))
     names = {suite.name: f"{suite.name.replace(' ', '-')}.html" for suite in suites}
     with files.staged(docs.parent, ".data-docs") as staging:
         made = staging / "made"

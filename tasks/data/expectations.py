@@ -21,6 +21,7 @@ _ID = r"^[0-9a-f]{16}$"
 # the engines differ in what \s covers beyond ASCII, so the blanks of Unicode are spelt out
 _BLANK = "^[\\s\u0085\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f\u2060\u3000\ufeff]*$"
 _REPLACEMENT = "\ufffd"
+_MAX_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _texts(split: str, config: ValidationConfig) -> list[Rule]:
             gxe.ExpectColumnValuesToNotMatchRegex(
                 column="text", regex=_REPLACEMENT, mostly=1 - config.max_replacement_share
             ),
-            "the text holds U+FFFD, the mark of bytes that did not decode",
+            "the text holds U+FFFD (bytes that did not decode)",
             split,
             setting="max_replacement_share",
         ),
@@ -162,7 +163,7 @@ def _identities(split: str) -> list[Rule]:
 
 
 def _labels(split: str, labels: Sequence[str]) -> list[Rule]:
-    named = ", ".join(labels)
+    named = ", ".join(labels[:_MAX_NAMED]) + (", …" if len(labels) > _MAX_NAMED else "")
     rules = [
         Rule(
             "label set",

@@ -22,20 +22,12 @@ def pass_or_raise(
     Raises DataRejected, with every failed expectation, its count and first rows, otherwise. Data
     Docs are written either way.
     """
-    night = accepted_folder(workspace, name)
-    known = night if night.is_dir() else None
-    material = [
-        data.pointer.md5,
-        config.model_dump(mode="json"),
-        files.combined(files.content(night)) if known else None,
-        code_hash("tasks.data.validation"),
-    ]
-    key = hashlib.sha256(json.dumps(material).encode()).hexdigest()
-    path = workspace.state / name / "validations" / f"{key[:16]}.json"
     docs = workspace.state / name / "data-docs"
+    path = _record(workspace, name, config, data)
     if path.is_file() and docs.is_dir():
         return Validation.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    found = validate(data.folder, config, known, docs)
+    folder = accepted_folder(workspace, name)
+    found = validate(data.folder, config, folder if folder.is_dir() else None, docs)
     if not found.passed:
         lines = "; ".join(failure.message for failure in found.failures)
         raise DataRejected(f"the data is not fit to train on: {lines} (all of it: {found.docs})")
@@ -43,11 +35,34 @@ def pass_or_raise(
     return found
 
 
-def accept(workspace: Workspace, name: str, data: PreparedData) -> None:
-    """Record the data of a night that ended: later nights are compared with it."""
+def accept(
+    workspace: Workspace,
+    name: str,
+    config: ValidationConfig,
+    data: PreparedData,
+    validation: Validation,
+) -> None:
+    """Record the data of a night that ended: later nights are compared with it.
+
+    The same data passes again tomorrow: compared with itself it cannot have drifted.
+    """
     accepted.record(data.folder, accepted_folder(workspace, name))
+    files.write_json(_record(workspace, name, config, data), validation.to_dict())
 
 
 def accepted_folder(workspace: Workspace, name: str) -> Path:
     """Return where the last accepted night's data is remembered."""
     return workspace.state / name / "accepted"
+
+
+def _record(workspace: Workspace, name: str, config: ValidationConfig, data: PreparedData) -> Path:
+    """Return where it is noted that this data passes these bounds beside that accepted night."""
+    night = accepted_folder(workspace, name)
+    material = [
+        data.pointer.md5,
+        config.model_dump(mode="json"),
+        files.content(night) if night.is_dir() else None,
+        code_hash("tasks.data.validation"),
+    ]
+    key = hashlib.sha256(json.dumps(material).encode()).hexdigest()
+    return workspace.state / name / "validations" / f"{key[:16]}.json"

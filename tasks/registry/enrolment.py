@@ -55,6 +55,7 @@ def enrol(
     run = tracking.start_night(
         client, name, night, params=params, artifacts=artifact_root(workspace)
     )
+    tracking.end_dead_nights(client, run)
     told = DataFacts(name, data.pointer.md5, data.rows)
     registered = {
         key: versions.register_variant(

@@ -5,8 +5,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tasks.registry.store import talking
-
 SERVED_WITH = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
 """All that an environment needs to serve a registered model."""
 
@@ -40,17 +38,6 @@ def pyfunc() -> Any:
         warnings.filterwarnings("ignore", ".*Any type hint is inferred", UserWarning)
         import mlflow.pyfunc
     return mlflow.pyfunc
-
-
-def load(client: Any, uri: str) -> Any:
-    """Return the registered model at `uri` (`models:/NAME/VERSION`) as MLflow loads it."""
-    import mlflow
-    import mlflow.pyfunc
-
-    mlflow.set_tracking_uri(client.tracking_uri)
-    mlflow.set_registry_uri(client.tracking_uri)
-    with talking(client):
-        return mlflow.pyfunc.load_model(uri)
 
 
 def requirements() -> list[str]:

@@ -61,6 +61,22 @@ def start_night(
         return str(run.info.run_id)
 
 
+def end_dead_nights(client: "MlflowClient", run_id: str) -> int:
+    """Mark nights that were killed and never went on as such; return how many there were.
+
+    Only for who holds the model's claim on tonight: every other night of it has ended.
+    """
+    with talking(client):
+        experiment = client.get_run(run_id).info.experiment_id
+        running = client.search_runs(
+            [experiment], f"tags.`{_KIND}` = 'night' and attributes.status = 'RUNNING'"
+        )
+        dead = [run.info.run_id for run in running if run.info.run_id != run_id]
+        for one in dead:
+            client.set_terminated(one, "KILLED")
+    return len(dead)
+
+
 def end_night(
     client: "MlflowClient",
     run_id: str,

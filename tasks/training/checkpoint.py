@@ -43,8 +43,9 @@ def write(folder: Path, fingerprint: str, tensors: Mapping[str, torch.Tensor], f
             Path(part).unlink(missing_ok=True)
     except (OSError, safetensors.SafetensorError) as error:
         needed = sum(tensor.nbytes for tensor in whole.values())
-        if shutil.disk_usage(folder.parent).free < needed:
-            raise full_disk(folder, needed) from error
+        standing = next(place for place in (folder, *folder.parents) if place.exists())
+        if shutil.disk_usage(standing).free < needed:
+            raise full_disk(standing, needed) from error
         raise StoreError(f"the training's checkpoint cannot be written: {error}") from error
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tasks.bundle import Bundle
+from tasks.errors import TechniqueError
 from tasks.training.batches import Examples
 from tasks.training.predict import logits
 
@@ -33,13 +34,21 @@ class CachedTeacher:
         self._device = device
 
     def logits(self, examples: Examples) -> np.ndarray:
-        """Return float32 logits (examples, labels), from the cache where they are there whole."""
+        """Return float32 logits (examples, labels), from the cache where they are there whole.
+
+        Raises TechniqueError where the teacher's answers are not numbers.
+        """
         texts = hashlib.sha256(json.dumps([self.key, *examples.texts]).encode()).hexdigest()
         path = self._folder / f"{texts}.npy"
         kept = _read(path, (len(examples), len(self.labels)))
         if kept is not None:
             return kept
         found = logits(self._load(), examples, device=self._device)
+        if not np.isfinite(found).all():
+            raise TechniqueError(
+                f"the teacher {self.key[:12]} answers with what are not numbers: train it again, "
+                "with a lower `learning_rate` or `precision: fp32`"
+            )
         _write(path, found)
         return found
 

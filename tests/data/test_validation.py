@@ -132,6 +132,24 @@ def test_a_column_of_nothing_but_nulls_is_told_as_nulls(folder: Path) -> None:
     assert failed["slices", "null label"].count == len(prepared.read(folder, "slices"))
 
 
+def test_a_split_without_texts_is_told_as_nulls(folder: Path, tmp_path: Path) -> None:
+    accepted.record(folder, tmp_path / "accepted")
+    change(folder, "train", lambda frame: frame.assign(text=None))
+    failed = failures(judge(folder, night=tmp_path / "accepted"))
+    assert failed["train", "null text"].count == len(prepared.read(folder, "train"))
+
+
+def test_labels_of_any_form_can_be_told(folder: Path) -> None:
+    odd = ["{0}", "$PARAMETER", *(f"label {number}" for number in range(20))]
+    facts = folder / prepared.FACTS
+    facts.write_text(json.dumps({"labels": [*prepared_data.LABELS, *odd]}), encoding="utf-8")
+    change(folder, "train", set_cells("label", ["{observed}"]))
+    failed = failures(judge(folder))
+    assert "{0}, $PARAMETER, label 0, " in failed["train", "label set"].message
+    assert ", …" in failed["train", "label set"].message
+    assert "{0}" in failed["train", "labels that occur"].message
+
+
 def test_a_label_that_no_training_row_has_is_named(folder: Path) -> None:
     facts = folder / prepared.FACTS
     facts.write_text(json.dumps({"labels": [*prepared_data.LABELS, "neutral"]}), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -87,6 +86,6 @@ def test_the_first_page_tells_every_failure_and_every_check(found: Validation) -
 
 def test_great_expectations_own_words_are_there(found: Validation) -> None:
     train = (found.docs.parent / "train.html").read_text(encoding="utf-8")
-    assert "must not be null" in train
+    assert "must never be null" in train
     assert "unexpected values found" in train
     assert "rendering" not in train  # its notice of a part that could not be rendered

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from tasks.data import accepted, drift, prepared
 from tasks.errors import StoreError
@@ -20,11 +21,20 @@ numbers = st.lists(st.integers(0, 30), min_size=1, max_size=40)
 def test_the_distance_of_lengths_is_the_largest_gap_of_the_distributions(
     first: list[int], second: list[int]
 ) -> None:
+    found = drift.ks_distance(pd.Series(first), pd.Series(second))
     gaps = [
         abs(sum(a <= x for a in first) / len(first) - sum(b <= x for b in second) / len(second))
         for x in {*first, *second}
     ]
-    assert drift.ks_distance(pd.Series(first), pd.Series(second)) == pytest.approx(max(gaps))
+    assert found == pytest.approx(max(gaps))
+
+
+def test_the_distance_of_lengths_agrees_with_scipy() -> None:
+    source = random.Random(3)
+    first = pd.Series([source.randint(5, 200) for _ in range(700)])
+    second = pd.Series([source.randint(15, 180) for _ in range(300)])
+    expected = stats.ks_2samp(first, second).statistic
+    assert drift.ks_distance(first, second) == pytest.approx(expected)
 
 
 def test_chance_exceeds_the_allowed_distance_about_one_time_in_a_thousand() -> None:
