@@ -77,7 +77,8 @@ def _at_most(name: str, value: float, limit: float, what: str) -> GateResult:
 
 def _floor(accuracy: float, limit: float) -> GateResult:
     passed = accuracy >= limit
-    return GateResult("floor", passed, f"accuracy is {accuracy:.4f} (floor {limit:.4f})")
+    below = "" if passed else f", {(limit - accuracy) * 100:.2f} points below"
+    return GateResult("floor", passed, f"accuracy is {accuracy:.4f} (floor {limit:.4f}{below})")
 
 
 def _recall(
@@ -85,11 +86,11 @@ def _recall(
 ) -> GateResult:
     falls = {label: (before[label] - after[label]) * 100 for label in before}
     worst = max(falls, key=lambda label: falls[label])
-    limit = gates.max_recall_drop_points
-    return GateResult(
+    return _at_most(
         "recall",
-        falls[worst] <= limit,
-        f"recall of `{worst}` fell by {max(falls[worst], 0.0):.2f} points (limit {limit:.2f})",
+        falls[worst],
+        gates.max_recall_drop_points,
+        f"the largest fall in recall, of `{worst}`,",
     )
 
 
@@ -99,12 +100,14 @@ def _gain(evidence: Evidence, gates: GatesConfig) -> GateResult:
     Faster means beyond noise: the interval's lower end counts, not the ratio.
     """
     speed, shrink = evidence.speedup, evidence.shrink
-    faster, smaller = speed.lower >= gates.min_speedup, shrink >= gates.min_shrink
+    # a limit of 1 asks for some gain too: the exported baseline itself never passes
+    faster = speed.lower >= gates.min_speedup and speed.lower > 1
+    smaller = shrink >= gates.min_shrink and shrink > 1
     message = (
-        f"{speed.value:.2f}× faster than the fp32 baseline in the same runtime (at least "
-        f"{speed.lower:.2f}×; limit {gates.min_speedup:.2f}×), {shrink:.2f}× smaller (limit "
+        f"{speed.value:.2f}× as fast as the fp32 baseline in the same runtime (at least "
+        f"{speed.lower:.2f}×; limit {gates.min_speedup:.2f}×) and {shrink:.2f}× as small (limit "
         f"{gates.min_shrink:.2f}×)"
     )
     if not (faster or smaller):
-        message = f"no gain: {message}"
+        message = f"no gain in speed or size: {message}"
     return GateResult("gain", faster or smaller, message)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Objective = Literal["latency", "throughput", "size", "accuracy"]
+_EQUAL = 0.03
+"""Costs this much apart, as a share of the best, count as equal: timings are no more exact."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,16 @@ def front(candidates: Mapping[str, Candidate]) -> set[str]:
 
 
 def choose(candidates: Mapping[str, Candidate], objective: Objective) -> str | None:
-    """Return the front's best by the objective, ties by validation accuracy; None of none."""
+    """Return the front's best by the objective; None of none.
+
+    Of those that are as good within noise, the one with the best accuracy on validation data.
+    """
     names = sorted(front(candidates))
     if not names:
         return None
-    return min(
-        names,
-        key=lambda n: (candidates[n].cost(objective), -candidates[n].validation_accuracy),
-    )
+    costs = {name: candidates[name].cost(objective) for name in names}
+    best = min(costs.values())
+    # an accuracy is exact, and a cost of it is negative, as that of a throughput
+    margin = 0.0 if objective == "accuracy" else _EQUAL * abs(best)
+    near = [name for name in names if costs[name] <= best + margin]
+    return min(near, key=lambda n: (-candidates[n].validation_accuracy, costs[n]))

@@ -119,6 +119,6 @@ def _require(model: Any, fused: dict[str, int]) -> None:
         lacking.append("no embedding layer")
     if lacking:
         raise ExportError(
-            f"ONNX Runtime's optimizer fused only {', '.join(lacking)} of this {kind}; it would run "
-            "slower than it should: check the versions of transformers and onnxruntime"
+            f"ONNX Runtime's optimizer fused only {', '.join(lacking)} of this {kind}, which would "
+            "run too slow: check that transformers and onnxruntime are as in requirements.lock"
         )

@@ -38,6 +38,12 @@ class Latency:
     rounds_throughput: list[float]
     """Texts per second of each round."""
 
+    @property
+    def noise(self) -> float:
+        """Half the spread of the middle half of the rounds, as a share of their median."""
+        first, median, third = np.quantile(self.rounds_ms, [0.25, 0.5, 0.75])
+        return float((third - first) / 2 / median)
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -54,7 +60,11 @@ def measure(
     config: EvaluationConfig,
     progress: Progress,
 ) -> dict[str, Latency]:
-    """Return contender → latency over texts drawn from `texts` by the seed."""
+    """Return contender → latency over texts drawn from `texts` by the seed.
+
+    Times the whole way of a text: tokenizer, model, probabilities.
+    """
+    assert texts
     random = np.random.default_rng(config.seed)
     for contender in contenders.values():
         for number in range(config.warmup):
@@ -63,15 +73,19 @@ def measure(
     singles: dict[str, list[list[float]]] = {name: [] for name in contenders}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     progress.start("measuring", config.rounds)
-    for _ in range(config.rounds):
-        alone = _draw(random, texts, config.texts_per_round)
-        batches = [_draw(random, texts, config.batch_size) for _ in range(config.batches_per_round)]
-        for name in random.permutation(list(contenders)).tolist():
-            times, speed = _round(contenders[name], alone, batches)
-            singles[name].append(times)
-            speeds[name].append(speed)
-        progress.advance(1)
-    progress.stop()
+    try:
+        for _ in range(config.rounds):
+            alone = _draw(random, texts, config.texts_per_round)
+            batches = [
+                _draw(random, texts, config.batch_size) for _ in range(config.batches_per_round)
+            ]
+            for name in random.permutation(list(contenders)).tolist():
+                times, speed = _round(contenders[name], alone, batches)
+                singles[name].append(times)
+                speeds[name].append(speed)
+            progress.advance(1)
+    finally:
+        progress.stop()
     return {name: _summary(singles[name], speeds[name]) for name in contenders}
 
 

@@ -68,9 +68,12 @@ class Encoded:
     def __init__(self, examples: Examples, tokenizer: Any, max_length: int) -> None:
         self.examples = examples
         self.pad_id: int = tokenizer.pad_token_id
-        encoded = tokenizer(list(examples.texts), truncation=True, max_length=max_length)
+        texts = list(examples.texts)
+        encoded = (
+            tokenizer(texts, truncation=True, max_length=max_length)["input_ids"] if texts else []
+        )
         # a tokenizer without start and end tokens gives none at all for an empty text
-        self.ids: list[list[int]] = [ids or [self.pad_id] for ids in encoded["input_ids"]]
+        self.ids: list[list[int]] = [ids or [self.pad_id] for ids in encoded]
         self.lengths = np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def __len__(self) -> int:

@@ -1,0 +1,53 @@
+"""What a recipe did must be found in the model that is served."""
+
+import torch
+
+from tasks import model_parts
+from tasks.evaluation.proof import Substance, prove, substance
+from tests import tiny
+
+BASE = Substance(num_parameters=1000, num_zeros=10, size_bytes=4000, num_quantized=0)
+
+
+def test_substance_counts_what_is_there() -> None:
+    bundle = tiny.tiny_bert()
+    whole = substance(bundle.model, 100, 0)
+    assert whole.num_parameters == bundle.num_parameters()
+    model_parts.layers(bundle.model)[0].keep_heads([0])
+    with torch.no_grad():
+        zeros_before = substance(bundle.model, 100, 0).num_zeros
+        bundle.model.classifier.weight[0] = 0
+    cut = substance(bundle.model, 90, 7)
+    assert cut.num_parameters == whole.num_parameters - 3 * (12 * 16 + 12) - 16 * 12
+    assert cut.num_zeros == zeros_before + 16
+    assert (cut.size_bytes, cut.num_quantized) == (90, 7)
+
+
+def test_each_effect_is_proven_by_its_own_mark() -> None:
+    fewer = Substance(700, 7, 2800, 0)
+    sparse = Substance(1000, 500, 4000, 0)
+    integer = Substance(1000, 10, 1000, 20)
+    for effect, variant in {"parameters": fewer, "zeros": sparse, "quantized": integer}.items():
+        assert prove(BASE, variant, {"family.step": effect}).changed
+        for other in (fewer, sparse, integer):
+            if other is not variant:
+                proof = prove(BASE, other, {"family.step": effect})
+                assert not proof.changed
+                assert "family.step changed nothing" in proof.message
+
+
+def test_a_chain_is_proven_when_every_step_is() -> None:
+    variant = Substance(700, 350, 700, 20)
+    effects = {"structure.layer_drop": "parameters", "quantization.dynamic": "quantized"}
+    proof = prove(BASE, variant, effects)
+    assert proof.changed
+    assert "30% fewer parameters" in proof.message
+    assert "20 operators in int8" in proof.message
+    silent = prove(BASE, Substance(700, 350, 2800, 0), effects)
+    assert not silent.changed
+    assert silent.message.startswith("quantization.dynamic changed nothing")
+
+
+def test_zeros_are_said_to_bring_no_speed() -> None:
+    proof = prove(BASE, Substance(1000, 500, 4000, 0), {"pruning.magnitude": "zeros"})
+    assert "50% zeros (which speed nothing up in this runtime)" in proof.message
