@@ -59,7 +59,6 @@ def load_base(folder: Path, labels: tuple[str, ...], config: BaselineConfig) -> 
         _order_labels(model, labels, config.label_map)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False  # of a decoder: nothing is generated
-    model.config.dtype = torch.float32
     model.config.id2label = dict(enumerate(labels))
     model.config.label2id = {label: number for number, label in enumerate(labels)}
     model.config.problem_type = "single_label_classification"

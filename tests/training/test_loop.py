@@ -241,6 +241,9 @@ def test_bf16_trains_and_leaves_a_plain_model(train: Callable[..., FitResult]) -
     train(bundle, settings | {"precision": "bf16"}, keep="last")
     train(exact, settings, keep="last")
     assert 0 < _difference(bundle.model, exact.model) < 0.02
+    fresh = tiny.tiny_bert()
+    fresh.model.load_state_dict(bundle.model.state_dict())
+    assert _difference(bundle.model, fresh.model) == 0, "still computes in bf16"
     twin = bundle.copy()
     assert all(p.dtype == torch.float32 for p in twin.model.parameters())
     before = tiny.answers(bundle, VALIDATION.texts)

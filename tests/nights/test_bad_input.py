@@ -1,0 +1,90 @@
+"""What a new user may do wrong: one clear line, a non-zero exit, and nothing lost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import workspaces
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workspaces.make(tmp_path_factory.mktemp("bad") / "checkout")
+
+
+def told(root: Path, *arguments: str) -> tuple[int, str]:
+    done = workspaces.nightpress(root, *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    return done.returncode, lines[0]
+
+
+def recipe(*steps: Any) -> str:
+    return f"recipes.bad={json.dumps(list(steps))}"
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "expected"),
+    [
+        (recipe("pruning.magnitud"), 2, "did you mean `pruning.magnitude`?"),
+        (recipe({"pruning.magnitude": {"sparsity": 1.0}}), 2, "sparsity"),
+        (recipe({"distillation.logits": {"teacher": "bad"}}), 2, "in a circle: bad → bad"),
+        (recipe("quantization.dynamic", {"structure.layer_drop": {"keep": 2}}), 2, "can follow"),
+        (recipe({"structure.layer_drop": {"keeps": 2}}), 2, "did you mean `keep`?"),
+        ("recipes.../../x=[quantization.dynamic]", 2, "-S recipes.../../x"),
+        ("training.epochs=none", 2, "number"),
+        ("baseline.model=./nowhere", 3, "nowhere"),
+        ("source.address=nowhere.csv", 3, "nowhere.csv"),
+        ("source.text=words", 3, "words"),
+        ("device=cuda", 2, "no GPU"),
+    ],
+)
+def test_plan_says_what_is_wrong(checkout: Path, override: str, code: int, expected: str) -> None:
+    found, line = told(checkout, "plan", "-S", override)
+    assert expected in line
+    assert found == code
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "empty"),
+        (b"text,label\n", "no"),
+        (b"text,label\n" + b"".join(b"good film %d,positive\n" % i for i in range(50)), "one"),
+        (b"text,label\nfine \xff film,positive\n", "UTF-8"),
+        (b"text,label\n" + b"x" * 10_000_000 + b",positive\n", "line 2"),
+        (b"words,label\na film,positive\n", "text"),
+    ],
+    ids=["empty", "header alone", "one class", "not UTF-8", "10 MB line", "missing column"],
+)
+def test_a_broken_table_is_named(checkout: Path, content: bytes, expected: str) -> None:
+    (checkout / "broken.csv").write_bytes(content)
+    code, line = told(checkout, "plan", "-S", "source.address=broken.csv")
+    assert code == 3
+    assert expected in line
+
+
+def test_bom_and_crlf_are_read(checkout: Path) -> None:
+    plain = (checkout / "reviews.csv").read_bytes()
+    (checkout / "windows.csv").write_bytes(b"\xef\xbb\xbf" + plain.replace(b"\n", b"\r\n"))
+    done = workspaces.nightpress(checkout, "plan", "-S", "source.address=windows.csv")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_without_tokenizer_is_refused(checkout: Path) -> None:
+    bare = checkout / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((checkout / "base" / name).read_bytes())
+    code, line = told(checkout, "plan", "-S", "baseline.model=./bare")
+    assert code == 3
+    assert "tokenizer" in line
+
+
+def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(json.dumps(workspaces.QUICK))
+    code, line = told(tmp_path, "plan")
+    assert code == 2
+    assert "not in a Nightpress checkout" in line
