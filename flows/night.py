@@ -28,8 +28,13 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
         home = workspace.state / "prefect" / settings.name
         log = workspace.state / "logs" / "prefect-server.log"
         _quiet_prefect(workspace)
+        own_server = "PREFECT_API_URL" not in os.environ
         with prefect_api(home, log, meanwhile=_import_heavy):
             from flows.nightly import nightly, use_progress
+            from flows.reaping import reap
+
+            if own_server:
+                reap("nightly")
 
             use_progress(narrator)
             night = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())

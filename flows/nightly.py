@@ -58,11 +58,13 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     device = planning.resolve_device(told.device)
     plan = planning.make(told, Inputs(data.pointer.md5, model.sha256, device))
     ground = _ground(told, data, model, device)
+    rows = ", ".join(f"{count} {split}" for split, count in data.rows.items())
+    progress.say(f"data: {rows}; the validation gate is passed")
     with clock.phase("pressing", "work"):
         workers = variant.worker_count(told.workers, device)
         pressed = variant.press_all(workspace, plan, ground, progress, workers)
     _require_baseline(plan, pressed)
-    trial = _try(workspace, told, plan, ground, pressed, clock, progress)
+    trial = _try(workspace, told, plan, ground, pressed, clock, progress, night)
     with clock.phase("registry", "overhead"):
         enrolled = steps.register(workspace, told, night, data, plan, pressed, trial)
     with clock.phase("report", "overhead"):
@@ -106,11 +108,14 @@ def _try(
     pressed: Pressed,
     clock: Clock,
     progress: Progress,
+    night: str,
 ) -> Trial:
     """Export, ask, measure and judge all that was pressed; a variant that cannot be is failed."""
     judged = dict.fromkeys([plan.baseline, *plan.leaves.values()])
     exports, answers = {}, {}
-    for key in [k for k in judged if k in pressed.manifests]:
+    present = [key for key in judged if key in pressed.manifests]
+    progress.say(f"exporting {len(present)} models, and asking them about held-out text")
+    for key in present:
         with clock.phase("export", "work"):
             state = steps.export_node(workspace, pressed.manifests[key], return_state=True)
             if not state.is_completed():
@@ -122,7 +127,10 @@ def _try(
     _require_baseline(plan, pressed)
     with clock.phase("asking", "work"):
         eager = steps.ask_eager(workspace, plan.baseline, ground)
+    progress.say(f"measuring {len(exports)} models and the baseline in PyTorch, side by side")
     with clock.phase("measuring", "work"):
-        measured = steps.measure_all(workspace, exports, plan.baseline, ground, settings, progress)
+        measured = steps.measure_all(
+            workspace, exports, plan.baseline, ground, settings, progress, night
+        )
     tried: Trial = steps.judge(workspace, settings, plan, ground, exports, answers, eager, measured)
     return tried

@@ -37,8 +37,8 @@ def prefect_api(home: Path, log: Path, meanwhile: Callable[[], None]) -> Iterato
         os.environ["PREFECT_API_URL"] = url
         try:
             yield url
-            _flush_logs()
         finally:
+            _flush_logs()
             del os.environ["PREFECT_API_URL"]
 
 

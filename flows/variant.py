@@ -43,6 +43,7 @@ def _press_here(
 ) -> None:
     if _stands_on_failure(plan, node, pressed):
         return
+    progress.say(f"pressing {title(plan, node)}")
     run = steps.press_node.with_options(task_run_name=title(plan, node))
     state = run(str(workspace.root), node, ground, progress, return_state=True)
     _record(workspace, node, state, pressed)

@@ -67,6 +67,10 @@ class Deadline:
         self.minutes = minutes
         self.end = time.monotonic() + minutes * 60
 
+    def say(self, line: str) -> None:
+        """Tell."""
+        self.inner.say(line)
+
     def start(self, description: str, total: int) -> None:
         """Begin a bar."""
         self.inner.start(description, total)

@@ -99,9 +99,12 @@ def measure_all(
     ground: Ground,
     settings: Settings,
     progress: Progress,
+    night: str,
 ) -> Measurement:
     """Time all models together."""
-    return trial.measurement(workspace, models, baseline, ground, settings.evaluation, progress)
+    return trial.measurement(
+        workspace, models, baseline, ground, settings.evaluation, progress, night
+    )
 
 
 @_step("ask PyTorch", "measure")

@@ -6,9 +6,9 @@ What is judged comes from one measurement: latencies of different runs are never
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,7 @@ class Measurement:
     """Latencies taken in one run, on one machine, in interleaved rounds."""
 
     run: str
+    """The night that took them."""
     time: float
     machine: Mapping[str, Any]
     fingerprint: str
@@ -90,7 +91,9 @@ def ask(workspace: Workspace, export: Export, ground: Ground, config: Evaluation
     """Return the file of the model's predictions, made now if it is not there."""
 
     def load() -> predictions.Probabilities:
-        return Session(export.folder, ground.threads).probabilities
+        session = Session(export.folder, ground.threads)
+        # one at a time, as most are served: an int8 model's answer depends on what shares its batch
+        return partial(session.probabilities, batch_size=1)
 
     return predictions.answered(
         workspace,
@@ -146,6 +149,7 @@ def measurement(
     ground: Ground,
     config: EvaluationConfig,
     progress: Progress,
+    night: str,
 ) -> Measurement:
     """Return the latencies of all `exports` and of the baseline in PyTorch, from one run.
 
@@ -156,13 +160,14 @@ def measurement(
         "exports": {key: export.facts.sha256 for key, export in sorted(exports.items())},
         "data": ground.data_pointers["prepared"]["md5"],
         "config": config.model_dump(mode="json"),
+        "threads": config.threads or ground.threads,
         "fingerprint": fingerprint(here),
         "code": code_hash("tasks.runtime.latency", "tasks.runtime.session", "tasks.runtime.eager"),
     }
     name = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
     path = workspace.cache / "measurements" / f"{name}.json"
     if not path.is_file():
-        taken = _measure(workspace, exports, baseline, ground, config, progress, here)
+        taken = _measure(workspace, exports, baseline, ground, config, progress, here, night)
         files.write_json(path, asdict(taken))
     saved = json.loads(path.read_text(encoding="utf-8"))
     saved["latencies"] = {key: Latency(**value) for key, value in saved["latencies"].items()}
@@ -177,6 +182,7 @@ def _measure(
     config: EvaluationConfig,
     progress: Progress,
     here: dict[str, Any],
+    night: str,
 ) -> Measurement:
     threads = config.threads or ground.threads
     contenders: dict[str, Contender] = {EAGER: EagerModel(store.load(workspace, baseline), threads)}
@@ -188,7 +194,7 @@ def _measure(
     sample = texts[: config.batch_size]
     memory = {key: peak_memory_mb(e.folder, threads, sample) for key, e in exports.items()}
     return Measurement(
-        run=uuid.uuid4().hex,
+        run=night,
         time=time.time(),
         machine=here,
         fingerprint=fingerprint(here),

@@ -123,7 +123,7 @@ def eager_figures(trial: Trial, size_bytes: int) -> Figures:
 
 
 def variant_row(
-    key: str, plan: Plan, trial: Trial, *, cached: bool, version: int | None
+    key: str, plan: Plan, trial: Trial, *, cached: bool, version: int | None, night: str
 ) -> VariantRow:
     """Return the report's row of a variant that was tried."""
     verdict, loss, speedups = trial.verdicts[key], trial.losses[key], trial.speedups[key]
@@ -142,6 +142,7 @@ def variant_row(
         on_front=key in trial.front,
         cached=cached,
         version=version,
+        measured_run="" if trial.measured.run == night else trial.measured.run,
     )
 
 

@@ -92,6 +92,7 @@ def _facts(
             trial,
             cached=key not in pressed.fresh,
             version=enrolment.versions[key].number,
+            night=night,
         )
         if key in trial.verdicts
         else assembly.failed_row(key, plan, pressed.failed[key])

@@ -6,6 +6,10 @@ from typing import Protocol
 class Progress(Protocol):
     """Receives the state of a training; the terminal's bar and the tests' silence are such."""
 
+    def say(self, line: str) -> None:
+        """Tell what is done, or begins."""
+        ...
+
     def start(self, description: str, total: int) -> None:
         """Begin a bar of `total` steps."""
         ...
@@ -21,6 +25,9 @@ class Progress(Protocol):
 
 class Silent:
     """Says nothing."""
+
+    def say(self, line: str) -> None:
+        """Ignore."""
 
     def start(self, description: str, total: int) -> None:
         """Ignore."""
