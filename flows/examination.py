@@ -73,6 +73,8 @@ def _python() -> Finding:
 
 def _packages(workspace: Workspace) -> Finding:
     lock = workspace.root / "requirements.lock"
+    if not lock.is_file():
+        return Finding("packages", True, f"{lock} is not there to compare with")
     wanted = dict(line.split("==") for line in lock.read_text().split() if "==" in line)
     differing = []
     for name, version in sorted(wanted.items()):

@@ -9,7 +9,11 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.states import Crashed
+
+_MOST = 200
+"""As many runs as the server gives at once; more nights than that are not killed in a row."""
 
 
 def reap(flow: str) -> int:
@@ -23,6 +27,8 @@ def reap(flow: str) -> int:
         left = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
             flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=running)),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_MOST,
         )
         for run in left:
             client.set_flow_run_state(run.id, Crashed(message="its process ended"), force=True)

@@ -18,7 +18,7 @@ from tasks import technique
 from tasks.code_hash import code_hash
 from tasks.errors import SettingsError
 from tasks.frozen import Frozen
-from tasks.settings import BASELINE, Settings, Step, explain, merge
+from tasks.settings import BASELINE, Settings, Step, explain, first_problem, merge
 from tasks.suggest import nearest
 
 COMPUTING_PACKAGES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
@@ -191,8 +191,8 @@ class _Planner:
         try:
             return config_class.model_validate(given)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            raise SettingsError(f"{place}: {explain(problem, config_class)}") from error
+            problem = explain(first_problem(error), config_class)
+            raise SettingsError(f"{place}: {problem}") from error
 
     def _add(
         self,

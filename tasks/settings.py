@@ -188,7 +188,7 @@ def _inherit_training(raw: dict[str, Any]) -> dict[str, Any]:
 def _first_line(error: ValidationError, path: Path, document: Any, profile: str | None) -> str:
     """Return the first problem as `file:line: setting: what is wrong; the nearest name`."""
     problems = error.errors(include_url=False)
-    first = problems[0]
+    first = first_problem(error)
     location = [part for part in first["loc"] if part != "[key]"]
     line = _line_of(document, location)
     if line is None and profile is not None:
@@ -196,6 +196,13 @@ def _first_line(error: ValidationError, path: Path, document: Any, profile: str 
     place = f"{path}:{line}" if line is not None else f"{path} (with -S)"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{place}: {explain(first, Settings)}{more}"
+
+
+def first_problem(error: ValidationError) -> Any:
+    """Return the problem to tell: an unknown name before what is missing because of it."""
+    problems = error.errors(include_url=False)
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    return (unknown or problems)[0]
 
 
 def explain(problem: Any, model: type[BaseModel]) -> str:

@@ -197,7 +197,8 @@ def _observed(rule: "Rule", one: Any) -> str:
         total = found["element_count"]
         return f"{found['unexpected_count']:,} of {total:,} rows"
     if "partial_missing_list" in found:
-        return ", ".join(map(str, found["partial_missing_list"])) or "all"
+        # a set's order is another in every process
+        return ", ".join(sorted(map(str, found["partial_missing_list"]))) or "all"
     value = found.get("observed_value")
     if isinstance(value, float):
         return f"{value:.4g}"

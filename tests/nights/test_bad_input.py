@@ -8,6 +8,8 @@ import pytest
 
 from tests import workspaces
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,7 +56,7 @@ def test_plan_says_what_is_wrong(checkout: Path, override: str, code: int, expec
         (b"text,label\n", "no"),
         (b"text,label\n" + b"".join(b"good film %d,positive\n" % i for i in range(50)), "one"),
         (b"text,label\nfine \xff film,positive\n", "UTF-8"),
-        (b"text,label\n" + b"x" * 10_000_000 + b",positive\n", "line 2"),
+        (b"text,label\n" + b"x" * 10_000_000 + b",positive\n", "broken.csv:2"),
         (b"words,label\na film,positive\n", "text"),
     ],
     ids=["empty", "header alone", "one class", "not UTF-8", "10 MB line", "missing column"],
