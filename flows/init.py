@@ -21,11 +21,14 @@ _DEFAULT_MODEL = (
 )
 _MANY_ROWS = 3000
 _INT8: dict[str, Any] = {"quantization.dynamic": {}}
-_HALF: list[Any] = [
-    {"structure.layer_drop": {"keep": 3}},
-    {"distillation.logits": {"teacher": "baseline"}},
-]
-_RECIPES: dict[str, list[Any]] = {"int8": [_INT8], "half": _HALF, "half-int8": [*_HALF, _INT8]}
+_NARROW: dict[str, Any] = {
+    "pruning.structured": {"heads": 0.5, "neurons": 0.5, "teacher": "baseline"}
+}
+_RECIPES: dict[str, list[Any]] = {
+    "int8": [_INT8],
+    "narrow": [_NARROW],
+    "narrow-int8": [_NARROW, _INT8],
+}
 
 
 def write_settings(
@@ -94,7 +97,7 @@ def _document(
         "source": source,
         "validation": {"min_rows": 20, "min_class_share": 0.01},
         "baseline": {**baseline, "max_length": found.max_length},
-        "training": {"epochs": epochs, "learning_rate": 1e-4},
+        "training": {"epochs": epochs, "learning_rate": 1e-4, "dropout": 0.0},
         "recipes": _RECIPES,
     }
 

@@ -25,6 +25,14 @@ QUICK = {
             {"quantization.dynamic": {}},
         ],
     },
+    # a tiny model proves nothing of accuracy or speed: here, being smaller is enough
+    "gates": {
+        "max_loss_points": 100,
+        "max_loss_bound_points": 100,
+        "max_recall_drop_points": 100,
+        "min_accuracy": 0,
+        "min_shrink": 1.1,
+    },
     "evaluation": {"rounds": 3, "texts_per_round": 4, "batches_per_round": 1, "resamples": 200},
 }
 
