@@ -12,6 +12,24 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tasks.training.progress import Progress as TrainingProgress
+from tasks.training.progress import Silent
+
+_in_use: list[TrainingProgress] = [Silent()]
+
+
+def use(progress: TrainingProgress) -> None:
+    """Show the work of this process with `progress`; the processes of other workers say nothing.
+
+    Kept here and not beside the flow, which is sent to worker processes with all that it holds.
+    """
+    _in_use[0] = progress
+
+
+def in_use() -> TrainingProgress:
+    """Return what shows the work of this process."""
+    return _in_use[0]
+
 
 class Narrator:
     """Tells on standard error, so that standard output holds results alone.

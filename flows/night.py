@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
+from flows import console
 from flows.console import Narrator
 from flows.server import prefect_api
 from tasks import claims
@@ -30,13 +31,13 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
         _quiet_prefect(workspace)
         own_server = "PREFECT_API_URL" not in os.environ
         with prefect_api(home, log, meanwhile=_import_heavy):
-            from flows.nightly import nightly, use_progress
+            from flows.nightly import nightly
             from flows.reaping import reap
 
             if own_server:
                 reap("nightly")
 
-            use_progress(narrator)
+            console.use(narrator)
             night = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())
             facts = nightly(settings.model_dump(mode="json"), str(workspace.root), night)
     from tasks.registry import night_report

@@ -1,13 +1,12 @@
 """The night: data → validation → baseline → variants → gates → registry → report."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
-from flows import variant
+from flows import console, variant
 from tasks import plan as planning
 from tasks import steps
 from tasks.clock import Clock
@@ -20,24 +19,9 @@ from tasks.press import Ground, Pressed
 from tasks.registry.night_facts import NightFacts
 from tasks.registry.night_report import markdown
 from tasks.settings import Settings
-from tasks.training.progress import Progress, Silent
+from tasks.training.progress import Progress
 from tasks.trial import Trial
 from tasks.workspace import Workspace
-
-
-@dataclass
-class _Shown:
-    """How this process shows long work; a worker elsewhere says nothing."""
-
-    progress: Progress
-
-
-_shown = _Shown(Silent())
-
-
-def use_progress(progress: Progress) -> None:
-    """Show the work of nights in this process with `progress`."""
-    _shown.progress = progress
 
 
 @flow(name="nightly", flow_run_name="{night}", persist_result=False, validate_parameters=False)
@@ -48,7 +32,7 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     A variant that fails does not end the night.
     """
     told, workspace, clock = Settings.model_validate(settings), Workspace(Path(root)), Clock()
-    progress = _shown.progress
+    progress = console.in_use()
     with clock.phase("data", "overhead"):
         data = steps.reproduce_data(workspace, told)
     with clock.phase("validation", "overhead"):

@@ -58,6 +58,16 @@ def test_an_unchanged_night_presses_and_registers_nothing(night: Path) -> None:
     assert after["champion_after"] == before["champion_after"]
 
 
+def test_two_workers_press_the_same_tree(night: Path, tmp_path: Path) -> None:
+    root = workspaces.make(tmp_path / "checkout")
+    done = workspaces.nightpress(root, "run", "--json", "-S", "workers=2")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert {node["status"] for node in told["nodes"]} == {"pressed"}
+    assert {n["key"] for n in told["nodes"]} == {n["key"] for n in facts(night)["nodes"]}  # type: ignore[attr-defined]
+    assert sorted(events(root, "published")) == sorted(n["key"] for n in told["nodes"])
+
+
 def test_plan_shows_all_cached(night: Path) -> None:
     done = workspaces.nightpress(night, "plan", "--json")
     assert done.returncode == 0, done.stderr
