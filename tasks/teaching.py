@@ -57,9 +57,9 @@ def lesson(
             f"teacher `{teacher}` knows the labels {', '.join(master.labels)}, not "
             f"{', '.join(labels)}: name a teacher trained on the same labels"
         )
-    kinds = [limited(context.train, training.max_examples, context.seed)]
+    kinds = [context.train.sample(training.max_examples, context.seed)]
     if transfer and len(context.transfer) > 0:
-        kinds.append(limited(context.transfer, training.max_transfer, context.seed))
+        kinds.append(context.transfer.sample(training.max_transfer, context.seed))
     taught = [
         examples.with_columns(**{_LOGITS: np.asarray(master.logits(examples), dtype=np.float32)})
         for examples in kinds
@@ -67,11 +67,3 @@ def lesson(
     ]
     merged = taught[0] if len(taught) == 1 else join(*taught)
     return merged, training.model_copy(update={"max_examples": None})
-
-
-def limited(examples: Examples, maximum: int | None, seed: int) -> Examples:
-    """Return `maximum` of the examples at most, chosen by the seed, in their order."""
-    if maximum is None or maximum >= len(examples):
-        return examples
-    chosen = np.random.default_rng(seed).permutation(len(examples))[:maximum]
-    return examples.take(np.sort(chosen))

@@ -20,7 +20,7 @@ from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.importance import Importance, choose, first_order, normalized
-from tasks.teaching import SoftAndHardLoss, lesson, limited
+from tasks.teaching import SoftAndHardLoss, lesson
 from tasks.technique import Context
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
@@ -76,7 +76,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
             "set `heads: 1`"
         )
     examples, training, loss = _retraining(bundle, config, context)
-    measured = limited(context.train, config.importance_examples, context.seed)
+    measured = context.train.sample(config.importance_examples, context.seed)
     importance = first_order(pressed, measured, context.device)
     cut(parts, importance, config)
     if pressed.num_parameters() == bundle.num_parameters():

@@ -12,7 +12,7 @@ from tasks.training.config import TrainingConfig
 def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """Return AdamW that decays matrices alone: biases and normalization weights are not shrunk.
 
-    Fused: a step on MiniLM takes a CPU a ninth of the time of the plain one.
+    Fused: one pass over the parameters, instead of one per operation.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [

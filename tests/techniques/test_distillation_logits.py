@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from tasks import model_parts
 from tasks.distillation import logits
 from tasks.errors import TechniqueError
-from tasks.teaching import SoftAndHardLoss, lesson, limited
+from tasks.teaching import SoftAndHardLoss, lesson
 from tasks.training.batches import UNLABELLED
 from tasks.training.config import TrainingConfig
 from tests import tiny
@@ -96,11 +96,11 @@ def test_a_lesson_holds_labelled_and_unlabelled_texts_with_the_teachers_answers(
 
 def test_limited_examples_are_chosen_by_the_seed():
     every = tiny.examples(64)
-    first, again, other = (limited(every, 10, seed).texts for seed in (1, 1, 2))
+    first, again, other = (every.sample(10, seed).texts for seed in (1, 1, 2))
     assert first == again != other
     assert len(first) == 10
-    assert limited(every, None, 1) is every
-    assert limited(every, 64, 1) is every
+    assert every.sample(None, 1) is every
+    assert every.sample(64, 1) is every
 
 
 def test_a_teacher_with_other_labels_is_refused_before_any_work(tmp_path):
