@@ -5,6 +5,7 @@ gate stopped the night; 5 a technique failed; 6 a checkpoint or the store; 7 exp
 9 the night ended, but a variant failed; 130 interrupted.
 """
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,9 +83,9 @@ def run(
 
     Example: nightpress run --profile quick -S training.epochs=2
     """
+    settings = _settings(config, profile, overrides, recipes)
     from flows.night import run_night
 
-    settings = _settings(config, profile, overrides, recipes)
     raise typer.Exit(run_night(Workspace.find(), settings, as_json=as_json))
 
 
@@ -100,9 +101,10 @@ def plan(
 
     Example: nightpress plan --recipes int8
     """
+    settings = _settings(config, profile, overrides, recipes)
     from flows.planning import show_plan
 
-    show_plan(Workspace.find(), _settings(config, profile, overrides, recipes), as_json=as_json)
+    show_plan(Workspace.find(), settings, as_json=as_json)
 
 
 @app.command()
@@ -116,9 +118,9 @@ def predict(
 
     Example: nightpress predict "a gripping, beautifully acted film"
     """
+    settings = _settings(config, None, None, None)
     from flows.asking import ask
 
-    settings = _settings(config, None, None, None)
     ask(Workspace.find(), settings.name, texts, version=version, as_json=as_json)
 
 
@@ -135,9 +137,9 @@ def report(
 
     Example: nightpress report -o last-night.html
     """
+    settings = _settings(config, None, None, None)
     from flows.reporting import show_report
 
-    settings = _settings(config, None, None, None)
     show_report(Workspace.find(), settings.name, night, output, as_json=as_json)
 
 
@@ -151,9 +153,9 @@ def ui(
 
     Example: nightpress ui
     """
+    settings = _settings(config, None, None, None)
     from flows.pages import serve_pages
 
-    settings = _settings(config, None, None, None)
     serve_pages(Workspace.find(), settings.name, mlflow_port, prefect_port)
 
 
@@ -203,9 +205,17 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        from tasks import files
+
+        if files.ran_out(error):
+            full = files.full_disk(Path.cwd())
+            _complain(str(full))
+            sys.exit(full.exit_code)
         line = (str(error).splitlines() or [""])[0]
         _complain(f"unexpected {type(error).__name__}: {line} (`--debug` shows where)")
         sys.exit(1)
+    finally:
+        gc.freeze()  # else the interpreter spends seconds at its end on what dies with it
 
 
 def _complain(message: str) -> None:

@@ -13,7 +13,6 @@ from tasks.clock import Clock
 from tasks.data import gate
 from tasks.data.model import FetchedModel
 from tasks.data.pipeline import PreparedData
-from tasks.errors import TechniqueError
 from tasks.plan import Inputs, Plan
 from tasks.press import Ground, Pressed
 from tasks.registry.night_facts import NightFacts
@@ -47,7 +46,6 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
     with clock.phase("pressing", "work"):
         workers = variant.worker_count(told.workers, device)
         pressed = variant.press_all(workspace, plan, ground, progress, workers)
-    _require_baseline(plan, pressed)
     trial = _try(workspace, told, plan, ground, pressed, clock, progress, night)
     with clock.phase("registry", "overhead"):
         enrolled = steps.register(workspace, told, night, data, plan, pressed, trial)
@@ -78,12 +76,6 @@ def _ground(settings: Settings, data: PreparedData, model: FetchedModel, device:
     )
 
 
-def _require_baseline(plan: Plan, pressed: Pressed) -> None:
-    why = pressed.failed.get(plan.baseline)
-    if why is not None:
-        raise TechniqueError(f"there is no baseline to compare with: {why}")
-
-
 def _try(
     workspace: Workspace,
     settings: Settings,
@@ -103,12 +95,13 @@ def _try(
         with clock.phase("export", "work"):
             state = steps.export_node(workspace, pressed.manifests[key], return_state=True)
             if not state.is_completed():
+                if key == plan.baseline:
+                    state.result()  # raises: there is nothing to compare with
                 pressed.failed[key] = steps.reason(state)
                 continue
         exports[key] = state.result()
         with clock.phase("asking", "work"):
             answers[key] = steps.ask_model(workspace, exports[key], ground, settings)
-    _require_baseline(plan, pressed)
     with clock.phase("asking", "work"):
         eager = steps.ask_eager(workspace, plan.baseline, ground)
     progress.say(f"measuring {len(exports)} models and the baseline in PyTorch, side by side")

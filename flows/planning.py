@@ -11,13 +11,14 @@ from rich.tree import Tree
 from tasks import store
 from tasks.data import pipeline
 from tasks.data.model import fetch_model
-from tasks.plan import Inputs, Node, Plan, make, resolve_device
+from tasks.plan import Inputs, Node, Plan, check, make, resolve_device
 from tasks.settings import Settings
 from tasks.workspace import Workspace
 
 
 def show_plan(workspace: Workspace, settings: Settings, *, as_json: bool) -> None:
     """Print the derivation tree of `settings` over the data as it is now."""
+    check(settings)
     data = pipeline.reproduce(workspace, settings.name, settings.source, settings.prepare)
     model = fetch_model(settings.baseline.model, workspace.models)
     plan = make(settings, Inputs(data.pointer.md5, model.sha256, resolve_device(settings.device)))

@@ -24,8 +24,8 @@ def prefect_api(home: Path, log: Path, meanwhile: Callable[[], None]) -> Iterato
     """Give the URL of the Prefect API: the configured one, or that of a server started here.
 
     The server keeps its database under `home`, writes to `log`, and ends with the body, also when
-    this process is killed. `meanwhile` is called while it comes up. Must be entered before
-    `prefect` is imported. Raises ServiceError where the server does not come up.
+    this process is killed. `meanwhile` is called while it comes up, and may import `prefect`, which
+    nothing may have done before. Raises ServiceError where the server does not come up.
     """
     configured = os.environ.get("PREFECT_API_URL")
     if configured:
@@ -33,13 +33,17 @@ def prefect_api(home: Path, log: Path, meanwhile: Callable[[], None]) -> Iterato
         meanwhile()
         yield configured
         return
-    with serve(home, log, ui=False, meanwhile=meanwhile) as url:
-        os.environ["PREFECT_API_URL"] = url
-        try:
-            yield url
-        finally:
-            _flush_logs()
-            del os.environ["PREFECT_API_URL"]
+    port = free_port()
+    # said before the server answers, so that `meanwhile` can import what reads it
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    try:
+        with serve(home, log, ui=False, port=port, meanwhile=meanwhile) as url:
+            try:
+                yield url
+            finally:
+                _flush_logs()
+    finally:
+        del os.environ["PREFECT_API_URL"]
 
 
 def _environment(home: Path) -> dict[str, str]:

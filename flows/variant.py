@@ -15,7 +15,11 @@ from tasks.workspace import Workspace
 def press_all(
     workspace: Workspace, plan: Plan, ground: Ground, progress: Progress, workers: int
 ) -> Pressed:
-    """Press every node that is not cached, parents and teachers first, `workers` at a time."""
+    """Press every node that is not cached, parents and teachers first, `workers` at a time.
+
+    Raises what the baseline's pressing raised: there would be nothing to compare with. Any other
+    node may fail.
+    """
     cached = {key: store.manifest(workspace, key) for key in plan.nodes}
     pressed = Pressed({k: m for k, m in cached.items() if m is not None}, set(), {})
     waiting = [node for node in plan.nodes.values() if node.key not in pressed.manifests]
@@ -88,7 +92,7 @@ def _record(workspace: Workspace, node: Node, state: object, pressed: Pressed) -
         pressed.manifests[node.key] = standing
         pressed.fresh.add(node.key)
         return
-    error = state.result(raise_on_failure=False)  # type: ignore[attr-defined]
+    error = state.result(raise_on_failure=node.parent is None)  # type: ignore[attr-defined]
     pressed.failed[node.key] = pressing.failed_line(error)
 
 

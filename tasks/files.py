@@ -13,6 +13,8 @@ from typing import Any
 
 from tasks.errors import StoreError
 
+_FULL = ("no space left on device", "disk quota exceeded", "disk is full")
+
 
 def sha256(path: Path) -> str:
     """Return the sha256 (hex) of a file's bytes."""
@@ -76,12 +78,25 @@ def staged(parent: Path, prefix: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{prefix}-"))
     try:
         yield folder
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if ran_out(error):
             raise full_disk(parent) from error
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Tell whether a full disk is behind `error`, whatever the library that met it made of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        # SQLite, safetensors and ONNX Runtime have no number for it
+        if any(words in str(cause).lower() for words in _FULL):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def full_disk(folder: Path, needed: int | None = None) -> StoreError:

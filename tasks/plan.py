@@ -112,6 +112,11 @@ def make(settings: Settings, inputs: Inputs) -> Plan:
     return _Planner(settings, inputs).plan()
 
 
+def check(settings: Settings) -> None:
+    """Raise the SettingsError that `make` would, before there are data or a model."""
+    make(settings, Inputs("", "", resolve_device(settings.device)))
+
+
 class _Planner:
     """Resolves recipes depth first, teachers before students."""
 

@@ -5,7 +5,6 @@ repository at the checkout's root, and in its default remote where one is config
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -259,6 +258,6 @@ def _explained(root: Path) -> Iterator[None]:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ServiceError(f"DVC: {first}") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if files.ran_out(error):
             raise files.full_disk(root) from error
         raise ServiceError(f"DVC: {error}") from error

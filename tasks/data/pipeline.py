@@ -7,7 +7,6 @@ written to `data/sets/<name>-<hash>/`. What a night reads is a copy by content i
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -225,7 +224,7 @@ def _run(workspace: Workspace, pipeline: _Pipeline) -> None:
                     continue
                 if str(cause).endswith(f"exited with {stage.INTERRUPTED}"):
                     raise KeyboardInterrupt from error
-                if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                if files.ran_out(error):
                     raise files.full_disk(workspace.root) from error
                 raise ServiceError(
                     f"DVC could not reproduce the data: {cause}; see `dvc repro -v "

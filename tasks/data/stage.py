@@ -8,7 +8,6 @@ of the settings, and the downloads, are looked up from the checkout ROOT (defaul
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import shutil
@@ -64,7 +63,7 @@ def main(work: Callable[[Path, SourceConfig, PrepareConfig], None]) -> int:
         try:
             work(root, *sections(Path(PARAMS)))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if files.ran_out(error):
                 raise files.full_disk(Path.cwd()) from error
             raise SourceError(f"{error.filename or 'a file'}: {error.strerror or error}") from error
     except NightpressError as error:
