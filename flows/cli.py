@@ -39,6 +39,8 @@ Recipes = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 PARAMS = Path("params.yaml")
+_INTERRUPTED = 130
+"""What typer makes of a Ctrl-C."""
 
 
 @app.callback()
@@ -194,9 +196,10 @@ def main() -> None:
     quiet_libraries()
     try:
         app(arguments, prog_name="nightpress")
-    except KeyboardInterrupt:
-        _complain("interrupted; what was published is kept, and the next run goes on from there")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _complain("interrupted; what was published is kept, and the next run goes on from there")
+        raise
     except NightpressError as error:
         if debug:
             raise

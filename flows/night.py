@@ -24,13 +24,13 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
 
     Raises NightpressError where the night cannot go on.
     """
-    narrator = Narrator(Console(stderr=True))
+    narrator, began = Narrator(Console(stderr=True)), time.time()
     with only_night(workspace, settings.name):
         claims.sweep(workspace)
         home = workspace.state / "prefect" / settings.name
         log = workspace.state / "logs" / "prefect-server.log"
-        _quiet_prefect(workspace)
-        own_server = "PREFECT_API_URL" not in os.environ
+        own_server = not os.environ.get("PREFECT_API_URL")
+        _quiet_prefect(workspace, own_server=own_server)
         with prefect_api(home, log, meanwhile=lambda: _get_ready(settings)):
             from flows.nightly import nightly
             from flows.reaping import reap
@@ -39,8 +39,8 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
                 reap("nightly")
 
             console.use(narrator)
-            night = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime())
-            facts = nightly(settings.model_dump(mode="json"), str(workspace.root), night)
+            night = time.strftime("%Y-%m-%dT%H%M%S", time.gmtime(began))
+            facts = nightly(settings.model_dump(mode="json"), str(workspace.root), night, began)
     from tasks.registry import night_report
 
     if as_json:
@@ -79,7 +79,8 @@ def _get_ready(settings: Settings) -> None:
         gc.enable()
 
 
-def _quiet_prefect(workspace: Workspace) -> None:
+def _quiet_prefect(workspace: Workspace, *, own_server: bool) -> None:
     """Keep Prefect's log lines and tracebacks in its API, off the terminal."""
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_HOME", str(workspace.state / "prefect" / "client"))
+    if own_server:  # else the user's own profile holds what reaches his server
+        os.environ.setdefault("PREFECT_HOME", str(workspace.state / "prefect" / "client"))

@@ -13,7 +13,8 @@ from tasks.clock import Clock
 from tasks.data import gate
 from tasks.data.model import FetchedModel
 from tasks.data.pipeline import PreparedData
-from tasks.plan import Inputs, Plan
+from tasks.night import Night
+from tasks.plan import Inputs
 from tasks.press import Ground, Pressed
 from tasks.registry.night_facts import NightFacts
 from tasks.registry.night_report import markdown
@@ -24,13 +25,14 @@ from tasks.workspace import Workspace
 
 
 @flow(name="nightly", flow_run_name="{night}", persist_result=False, validate_parameters=False)
-def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
-    """Run one night and return what there is to tell of it.
+def nightly(settings: dict[str, Any], root: str, night: str, began: float) -> NightFacts:
+    """Run one night and return what there is to tell of it; `began` is the command's wall time.
 
     Raises NightpressError where the night cannot go on: data refused, no baseline, a service away.
     A variant that fails does not end the night.
     """
-    told, workspace, clock = Settings.model_validate(settings), Workspace(Path(root)), Clock()
+    clock = Clock(began)
+    told, workspace = Settings.model_validate(settings), Workspace(Path(root))
     progress = console.in_use()
     with clock.phase("data", "overhead"):
         data = steps.reproduce_data(workspace, told)
@@ -38,28 +40,29 @@ def nightly(settings: dict[str, Any], root: str, night: str) -> NightFacts:
         validation = steps.validate_data(workspace, told, data)
     with clock.phase("base model", "overhead"):
         model = steps.fetch_base_model(workspace, told)
-    device = planning.resolve_device(told.device)
-    plan = planning.make(told, Inputs(data.pointer.md5, model.sha256, device))
-    ground = _ground(told, data, model, device)
+    tonight = _night(workspace, told, night, data, model)
     rows = ", ".join(f"{count} {split}" for split, count in data.rows.items())
     progress.say(f"data: {rows}; the validation gate is passed")
     with clock.phase("pressing", "work"):
-        workers = variant.worker_count(told.workers, device)
-        pressed = variant.press_all(workspace, plan, ground, progress, workers)
-    trial = _try(workspace, told, plan, ground, pressed, clock, progress, night)
+        workers = variant.worker_count(told.workers, tonight.ground.device)
+        pressed = variant.press_all(tonight, progress, workers)
+    trial = _try(tonight, pressed, clock, progress)
     with clock.phase("registry", "overhead"):
-        enrolled = steps.register(workspace, told, night, data, plan, pressed, trial)
+        enrolled = steps.register(tonight, pressed, trial)
+    with clock.phase("remote", "overhead"):
+        note = steps.push_checkpoints(tonight, pressed)
     with clock.phase("report", "overhead"):
         gate.accept(workspace, told.name, told.validation, data, validation)
-        facts: NightFacts = steps.report(
-            workspace, told, night, data, validation, plan, pressed, trial, enrolled, clock
-        )
+        facts: NightFacts = steps.report(tonight, validation, pressed, trial, enrolled, clock, note)
         create_markdown_artifact(markdown(facts), key="night", description=f"night {night}")
     return facts
 
 
-def _ground(settings: Settings, data: PreparedData, model: FetchedModel, device: str) -> Ground:
-    return Ground(
+def _night(
+    workspace: Workspace, settings: Settings, name: str, data: PreparedData, model: FetchedModel
+) -> Night:
+    device = planning.resolve_device(settings.device)
+    ground = Ground(
         name=settings.name,
         data_folder=data.folder,
         data_pointers={
@@ -74,40 +77,58 @@ def _ground(settings: Settings, data: PreparedData, model: FetchedModel, device:
         threads=settings.threads or planning.default_threads(settings.workers, device),
         time_limit_minutes=settings.time_limit_minutes,
     )
+    plan = planning.make(settings, Inputs(data.pointer.md5, model.sha256, device))
+    return Night(name, workspace, settings, data, plan, ground)
 
 
-def _try(
-    workspace: Workspace,
-    settings: Settings,
-    plan: Plan,
-    ground: Ground,
-    pressed: Pressed,
-    clock: Clock,
-    progress: Progress,
-    night: str,
-) -> Trial:
-    """Export, ask, measure and judge all that was pressed; a variant that cannot be is failed."""
-    judged = dict.fromkeys([plan.baseline, *plan.leaves.values()])
-    exports, answers = {}, {}
-    present = [key for key in judged if key in pressed.manifests]
+def _try(night: Night, pressed: Pressed, clock: Clock, progress: Progress) -> Trial:
+    """Export, ask, measure and judge all that was pressed, and the champion beside it.
+
+    A variant that cannot be exported or asked is failed; raises where the baseline cannot be.
+    """
+    with clock.phase("registry", "overhead"):
+        champion = steps.find_champion(night)
+    manifests = dict(pressed.manifests)
+    if champion is not None:
+        manifests.setdefault(champion.key, champion)
+    wanted = [
+        night.plan.baseline,
+        *night.plan.leaves.values(),
+        *([champion.key] if champion else []),
+    ]
+    present = [key for key in dict.fromkeys(wanted) if key in manifests]
     progress.say(f"exporting {len(present)} models, and asking them about held-out text")
+    exports, answers = {}, {}
     for key in present:
         with clock.phase("export", "work"):
-            state = steps.export_node(workspace, pressed.manifests[key], return_state=True)
-            if not state.is_completed():
-                if key == plan.baseline:
-                    state.result()  # raises: there is nothing to compare with
-                pressed.failed[key] = steps.reason(state)
-                continue
-        exports[key] = state.result()
+            export = _outcome(night, key, pressed, steps.export_node, night, manifests[key])
+        if export is None:
+            continue
         with clock.phase("asking", "work"):
-            answers[key] = steps.ask_model(workspace, exports[key], ground, settings)
+            answered = _outcome(night, key, pressed, steps.ask_model, night, export)
+        if answered is not None:
+            exports[key], answers[key] = export, answered
     with clock.phase("asking", "work"):
-        eager = steps.ask_eager(workspace, plan.baseline, ground)
+        eager = _limited(steps.ask_eager, night)(night)
     progress.say(f"measuring {len(exports)} models and the baseline in PyTorch, side by side")
     with clock.phase("measuring", "work"):
-        measured = steps.measure_all(
-            workspace, exports, plan.baseline, ground, settings, progress, night
-        )
-    tried: Trial = steps.judge(workspace, settings, plan, ground, exports, answers, eager, measured)
+        measured = _limited(steps.measure_all, night)(night, exports, progress)
+    incumbent = champion.key if champion is not None and champion.key in exports else None
+    tried: Trial = steps.judge(night, exports, answers, eager, measured, incumbent)
     return tried
+
+
+def _outcome(night: Night, key: str, pressed: Pressed, step: Any, *given: Any) -> Any:
+    """Return what the step gives for the node; None, with the reason noted, where it fails.
+
+    Raises what the baseline's failed with: there would be nothing to compare with.
+    """
+    state = _limited(step, night)(*given, return_state=True)
+    if state.is_completed() or key == night.plan.baseline:
+        return state.result()
+    pressed.failed[key] = steps.reason(state)
+    return None
+
+
+def _limited(step: Any, night: Night) -> Any:
+    return step.with_options(timeout_seconds=night.settings.time_limit_minutes * 60)

@@ -1,9 +1,7 @@
 """A Prefect server of the run's own, where none is configured: loopback, a free port, SQLite."""
 
 import contextlib
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,12 +9,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from tasks.errors import ServiceError
+from tasks.errors import ServiceAway, ServiceError
+from tasks.processes import die_with_parent
+from tasks.registry.store import without_password
 
 _START_SECONDS = 90
-_PR_SET_PDEATHSIG = 1
 
 
 @contextlib.contextmanager
@@ -85,13 +85,6 @@ def running(
     command: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` as a child that dies with this process; end it with the body."""
-    parent = os.getpid()
-
-    def die_with_parent() -> None:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # he died between the fork and the line above
-            os._exit(1)
-
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -101,7 +94,7 @@ def running(
             env=environment,
             # a Ctrl-C is for the run alone, which then ends its server
             start_new_session=True,
-            preexec_fn=die_with_parent,  # no thread has been started yet
+            preexec_fn=partial(die_with_parent, os.getpid()),  # takes no lock of another thread
         )
     try:
         yield process
@@ -151,7 +144,7 @@ def _require(api_url: str) -> None:
     except urllib.error.HTTPError:
         return  # it answers: whether it lets us in, the client finds out and says
     except (OSError, ValueError) as error:
-        raise ServiceError(
-            f"no Prefect server answers at PREFECT_API_URL={api_url}; start it, or unset the "
-            "variable and a server is started for the run"
+        raise ServiceAway(
+            f"no Prefect server answers at PREFECT_API_URL={without_password(api_url)}; start it, "
+            "or unset the variable and a server is started for the run"
         ) from error

@@ -104,6 +104,18 @@ def check(workspace: Workspace, claim: Claim) -> None:
         )
 
 
+def require(workspace: Workspace, key: str) -> None:
+    """Raise ClaimLost where another process has taken over what this one had claimed."""
+    table = database.claims
+    with database.engine(workspace).begin() as connection:
+        row = connection.execute(sa.select(table).where(table.c.key == key)).first()
+    if row is not None and row.owner not in (None, owner_name()):
+        raise ClaimLost(
+            f"{row.owner} has taken over {key}, whose lease lapsed here (was this machine "
+            "suspended?); its run goes on, this one ends"
+        )
+
+
 def _update(workspace: Workspace, claim: Claim, **values: object) -> bool:
     table = database.claims
     with database.engine(workspace).begin() as connection:

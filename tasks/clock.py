@@ -11,9 +11,11 @@ Kind = Literal["work", "overhead"]
 class Clock:
     """Adds up wall seconds by phase; what no phase covers is overhead too."""
 
-    def __init__(self) -> None:
-        self.began = time.time()
-        self._start = time.monotonic()
+    def __init__(self, began: float | None = None) -> None:
+        """Begin now, or count from the wall time `began`."""
+        now = time.time()
+        self.began = now if began is None else began
+        self._start = time.monotonic() - (now - self.began)
         self._phases: dict[str, tuple[Kind, float]] = {}
 
     @contextlib.contextmanager

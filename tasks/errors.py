@@ -3,12 +3,14 @@
     NightpressError            exit code 1
     ├── SettingsError          2   params.yaml or the command line says something impossible
     ├── SourceError            3   data or a model cannot be fetched or read
+    │   └── SourceAway         3   an index or a hub does not answer: a retry may help
     ├── DataRejected           4   the validation gate stopped the night
     ├── TechniqueError         5   a technique refuses, or its training failed
     ├── StoreError             6   a checkpoint is missing, tampered with, or cannot be written
     ├── ClaimLost              6   another worker has taken over this node
     ├── ExportError            7   a model cannot be exported or run in its runtime
     └── ServiceError           8   Prefect, MLflow or DVC cannot be used
+        └── ServiceAway        8   it does not answer: a retry may help
 
 A message is one line: what is wrong, where, and the cure. Exit code 9 says that the night ended
 but that one or more of its variants failed.
@@ -31,6 +33,10 @@ class SourceError(NightpressError):
     """A data set or a model cannot be fetched, or cannot be read."""
 
     exit_code = 3
+
+
+class SourceAway(SourceError):
+    """A package index or a hub does not answer; it may in a moment."""
 
 
 class DataRejected(NightpressError):
@@ -65,6 +71,10 @@ class ServiceError(NightpressError):
     """Prefect, MLflow or DVC cannot be reached, or refuses."""
 
     exit_code = 8
+
+
+class ServiceAway(ServiceError):
+    """Prefect, MLflow or a DVC remote does not answer; it may in a moment."""
 
 
 EXIT_VARIANTS_FAILED = 9

@@ -1,6 +1,6 @@
 """A node's exported model, made once for its content and the exporter's code."""
 
-import hashlib
+import errno
 import importlib.metadata
 import json
 import os
@@ -15,6 +15,7 @@ from tasks.store import Manifest
 from tasks.workspace import Workspace
 
 _PACKAGES = ("onnx", "onnxruntime", "torch", "transformers")
+_FACTS = "export.json"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Export:
 
 
 def exported(workspace: Workspace, manifest: Manifest) -> Export:
-    """Return the node's export, made now if it is not there.
+    """Return the node's export, made now if it is not there, or not as it was made.
 
     Raises ExportError where the model cannot be exported as its plan asks.
     """
@@ -36,23 +37,37 @@ def exported(workspace: Workspace, manifest: Manifest) -> Export:
         "code": code_hash("tasks.runtime.export"),
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
     }
-    key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+    key = files.key(material)
     final = workspace.cache / "exports" / key
-    described = final / "export.json"
-    if not described.is_file():
+    facts = _standing(final)
+    if facts is None:
         with files.staged(claims.staging(workspace), key[:16]) as folder:
-            facts = export(store.load(workspace, manifest.key), folder / "export")
-            files.write_json(folder / "export" / "export.json", facts.to_dict())
-            _place(folder / "export", final)
-    facts = ExportFacts.from_dict(json.loads(described.read_text(encoding="utf-8")))
+            made = folder / "export"
+            facts = export(store.load(workspace, manifest.key), made)
+            files.write_json(made / _FACTS, facts.to_dict())
+            files.sync_folder(made)
+            _place(made, final)
     return Export(manifest.key, final, facts)
+
+
+def _standing(folder: Path) -> ExportFacts | None:
+    """Return the facts of the export in `folder`; None where it is not there, whole and as made."""
+    try:
+        facts = ExportFacts.from_dict(json.loads((folder / _FACTS).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    hashes = files.content(folder)
+    del hashes[_FACTS]
+    return facts if files.combined(hashes) == facts.sha256 else None
 
 
 def _place(made: Path, final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(made, final)
-    except OSError:
-        if not (final / "export.json").is_file():  # a twin's equal export may stand there: keep it
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        if _standing(final) is None:  # a twin's equal export may stand there: keep it
             shutil.rmtree(final)
             os.rename(made, final)

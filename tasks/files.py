@@ -28,9 +28,14 @@ def content(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
 
 
+def key(material: Any) -> str:
+    """Return the sha256 (hex) that names what `material`, plain values for JSON, determines."""
+    return hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+
+
 def combined(hashes: dict[str, str]) -> str:
     """Return one sha256 over the names and hashes of `content`."""
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    return key(hashes)
 
 
 def sync_folder(folder: Path) -> None:

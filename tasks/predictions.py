@@ -1,7 +1,5 @@
 """A model's answers to held-out text, example by example, kept for paired statistics."""
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ import pandas as pd
 from tasks import claims, files
 from tasks.code_hash import code_hash
 from tasks.data import prepared
+from tasks.runtime.fingerprint import machine
 from tasks.workspace import Workspace
 
 Probabilities = Callable[[Sequence[str]], np.ndarray]
@@ -39,18 +38,25 @@ def held_out(folder: Path, max_slice_texts: int) -> pd.DataFrame:
 
 def answered(
     workspace: Workspace,
-    model_sha256: str,
-    data_md5: str,
+    model: str,
+    answerer: str,
     rows: pd.DataFrame,
     labels: tuple[str, ...],
     load: Callable[[], Probabilities],
 ) -> Path:
     """Return a Parquet file with the model's answers to `rows`, computed if it is not there.
 
-    Columns: split, domain, id, label, and `p_<number>` with the probability of each label.
+    `model` is the hash of its content, `answerer` the module that runs it. Columns: split, domain,
+    id, label, and `p_<number>` with the probability of each label.
     """
-    material = [model_sha256, data_md5, list(labels), len(rows), code_hash("tasks.runtime.session")]
-    key = hashlib.sha256(json.dumps(material).encode()).hexdigest()
+    material = {
+        "model": model,
+        "code": code_hash(answerer),
+        "machine": machine(),  # an int8 model answers otherwise on another processor
+        "rows": rows.to_dict("list"),
+        "labels": labels,
+    }
+    key = files.key(material)
     final = workspace.cache / "predictions" / f"{key}.parquet"
     if final.is_file():
         return final
@@ -61,16 +67,19 @@ def answered(
     with files.staged(claims.staging(workspace), key[:16]) as folder:
         part = folder / final.name
         table.to_parquet(part, index=False)
+        files.sync_folder(folder)
         final.parent.mkdir(parents=True, exist_ok=True)
         os.replace(part, final)
     return final
 
 
-def read(
-    path: Path, labels: tuple[str, ...], split: str, domain: str = ""
+def of_split(
+    table: pd.DataFrame, labels: tuple[str, ...], split: str, domain: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities float32 (rows, labels) and labels int64 (rows,) of one split."""
-    table = pd.read_parquet(path)
+    """Return probabilities float32 (rows, labels) and labels int64 (rows,) of one split.
+
+    `table` is what `answered` wrote.
+    """
     rows = table[(table["split"] == split) & (table["domain"] == domain)]
     columns = [f"p_{number}" for number in range(len(labels))]
     index = {label: number for number, label in enumerate(labels)}
@@ -78,7 +87,6 @@ def read(
     return rows[columns].to_numpy(dtype=np.float32), numbers
 
 
-def domains(path: Path) -> tuple[str, ...]:
+def domains(table: pd.DataFrame) -> tuple[str, ...]:
     """Return the names of the slices answered."""
-    table = pd.read_parquet(path, columns=["split", "domain"])
     return tuple(sorted(table.loc[table["split"] == SLICES, "domain"].unique()))

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from tasks.training.seeding import seed_everything
 from tasks.training.teacher import CachedTeacher
 from tasks.workspace import Workspace
 
+GPU_VARIABLE = "NIGHTPRESS_GPU"
+"""Which of the visible GPUs this process computes on; the first where it is not set."""
 NOT_PRESSED = "not pressed"
 """How the reason begins why a node was not even tried."""
 _WAIT_SECONDS = 0.5
@@ -149,7 +152,7 @@ def _context(
 ) -> Context:
     teachers = {
         name: CachedTeacher(
-            key, _loader(workspace, key), ground.labels, workspace.cache, ground.device
+            key, _loader(workspace, key), ground.labels, workspace.cache, _device(ground)
         )
         for name, key in node.teachers.items()
     }
@@ -158,10 +161,15 @@ def _context(
         ground.labels,
         teachers=teachers,
         seed=node.seed,
-        device=torch.device(ground.device),
+        device=_device(ground),
         scratch=scratch,
         progress=Deadline(progress, ground.time_limit_minutes),
     )
+
+
+def _device(ground: Ground) -> torch.device:
+    index = int(os.environ.get(GPU_VARIABLE, "0"))
+    return torch.device("cpu") if ground.device == "cpu" else torch.device(ground.device, index)
 
 
 def _loader(workspace: Workspace, key: str) -> Callable[[], Bundle]:

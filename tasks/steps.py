@@ -1,7 +1,7 @@
 """The steps of a night as Prefect tasks: names, tags, retries where a retry can help.
 
 Only small values pass between them: keys, hashes, paths, figures. No step caches: the derivation
-tree is the one cache. Time limits are in the work itself, since a thread cannot be stopped.
+tree is the one cache. The flow gives those that compute their time limit.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,17 +11,18 @@ from typing import Any, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import exports, trial
+from tasks import exports, trial, versioning
 from tasks import press as pressing
 from tasks.clock import Clock
 from tasks.data import gate, pipeline
 from tasks.data.model import FetchedModel, fetch_model
 from tasks.data.pipeline import PreparedData
 from tasks.data.validation import Validation
-from tasks.errors import NightpressError, ServiceError
+from tasks.errors import NightpressError, ServiceAway, SourceAway
 from tasks.evaluation.quality import Quality
 from tasks.exports import Export
-from tasks.plan import Node, Plan
+from tasks.night import Night
+from tasks.plan import Node
 from tasks.press import Ground, Pressed
 from tasks.registry import enrolment, telling
 from tasks.registry.enrolment import Enrolment
@@ -30,6 +31,7 @@ from tasks.settings import Settings
 from tasks.store import Manifest
 from tasks.training.progress import Progress, Silent
 from tasks.trial import Measurement, Trial
+from tasks.versioning import Pointer
 from tasks.workspace import Workspace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,7 +40,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _may_pass(_task: Any, _run: Any, state: Any) -> bool:
     """Tell whether trying again can help: a service or a network that was away, never bad data."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, ServiceError | ConnectionError | TimeoutError)
+    return isinstance(error, SourceAway | ServiceAway | ConnectionError)
 
 
 def _step(name: str, *tags: str, network: bool = False) -> Callable[[F], Any]:
@@ -79,91 +81,86 @@ def press_node(root: str, node: Node, ground: Ground, progress: Progress | None 
     return pressed
 
 
+@_step("find champion", "registry", network=True)
+def find_champion(night: Night) -> Manifest | None:
+    """Find the model that production loads, to measure it beside tonight's."""
+    return enrolment.standing_champion(night)
+
+
 @_step("export", "measure")
-def export_node(workspace: Workspace, manifest: Manifest) -> Export:
+def export_node(night: Night, manifest: Manifest) -> Export:
     """Export one node to its runtime."""
-    return exports.exported(workspace, manifest)
+    return exports.exported(night.workspace, manifest)
 
 
 @_step("ask", "measure")
-def ask_model(workspace: Workspace, export: Export, ground: Ground, settings: Settings) -> Path:
+def ask_model(night: Night, export: Export) -> Path:
     """Ask one exported model about all held-out text."""
-    return trial.ask(workspace, export, ground, settings.evaluation)
+    return trial.ask(night, export)
 
 
 @_step("measure", "measure")
-def measure_all(
-    workspace: Workspace,
-    models: Mapping[str, Export],
-    baseline: str,
-    ground: Ground,
-    settings: Settings,
-    progress: Progress,
-    night: str,
-) -> Measurement:
+def measure_all(night: Night, models: Mapping[str, Export], progress: Progress) -> Measurement:
     """Time all models together."""
-    return trial.measurement(
-        workspace, models, baseline, ground, settings.evaluation, progress, night
-    )
+    return trial.measurement(night, models, progress)
 
 
 @_step("ask PyTorch", "measure")
-def ask_eager(workspace: Workspace, baseline: str, ground: Ground) -> Quality:
+def ask_eager(night: Night) -> Quality:
     """Ask the baseline in PyTorch about the test texts."""
-    return trial.ask_eager(workspace, baseline, ground)
+    return trial.ask_eager(night)
 
 
 @_step("judge", "gates")
 def judge(
-    workspace: Workspace,
-    settings: Settings,
-    plan: Plan,
-    ground: Ground,
+    night: Night,
     models: Mapping[str, Export],
     answers: Mapping[str, Path],
     eager: Quality,
     measured: Measurement,
+    incumbent: str | None,
 ) -> Trial:
     """Hold every variant against the gates."""
-    return trial.judge(workspace, settings, plan, ground, models, answers, eager, measured)
+    return trial.judge(night, models, answers, eager, measured, incumbent)
 
 
 @_step("register", "registry", network=True)
-def register(
-    workspace: Workspace,
-    settings: Settings,
-    night: str,
-    data: PreparedData,
-    plan: Plan,
-    pressed: Pressed,
-    tried: Trial,
-) -> Enrolment:
+def register(night: Night, pressed: Pressed, tried: Trial) -> Enrolment:
     """Register every variant with its verdict, and promote by policy."""
-    return enrolment.enrol(workspace, settings, night, data, plan, pressed, tried)
+    return enrolment.enrol(night, pressed, tried)
+
+
+@_step("push checkpoints", "data")
+def push_checkpoints(night: Night, pressed: Pressed) -> str:
+    """Copy data and checkpoints to the DVC remote; return why it could not be done, or nothing.
+
+    A remote that is away costs no night: the next one pushes what is missing.
+    """
+    pointers = [night.data.raw_pointer, night.data.pointer]
+    pointers += [Pointer.from_dict(m.pointer) for m in pressed.manifests.values()]
+    try:
+        versioning.push(night.workspace.root, pointers)
+    except NightpressError as error:
+        return f"The DVC remote has not all of this night yet; the next one tries again. {error}"
+    return ""
 
 
 @_step("report", "report", network=True)
 def report(
-    workspace: Workspace,
-    settings: Settings,
-    night: str,
-    data: PreparedData,
+    night: Night,
     validation: Validation,
-    plan: Plan,
     pressed: Pressed,
     tried: Trial,
     enrolled: Enrolment,
     clock: Clock,
+    note: str,
 ) -> NightFacts:
     """Write the night's page and log it."""
-    return telling.tell(
-        workspace, settings, night, data, validation, plan, pressed, tried, enrolled, clock
-    )
+    return telling.tell(night, validation, pressed, tried, enrolled, clock, note)
 
 
 def reason(state: Any) -> str:
-    """Return why a step failed, in one line. Raises what a user cannot have caused."""
+    """Return why a step failed, in one line."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, NightpressError):
-        return pressing.failed_line(error)
-    raise error
+    line = pressing.failed_line(error)
+    return line if isinstance(error, NightpressError) else f"{type(error).__name__}: {line}"

@@ -101,7 +101,6 @@ def publish(
             workspace.manifests / f"{key}.json", made.model_dump(mode="json"), exclusive=True
         )
     note(workspace, key, "published" if won else "discarded")
-    versioning.push(workspace.root, [pointer])
     standing = manifest(workspace, key)
     assert standing is not None
     return standing

@@ -3,7 +3,6 @@
 What is judged comes from one measurement: latencies of different runs are never compared.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -13,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from tasks import files, predictions, store, technique
 from tasks.code_hash import code_hash
 from tasks.evaluation import gates, paired, pareto, proof
-from tasks.evaluation.config import EvaluationConfig
 from tasks.evaluation.gates import Evidence, Verdict
 from tasks.evaluation.paired import PairedLoss
 from tasks.evaluation.pareto import Candidate
 from tasks.evaluation.quality import Agreement, Quality, agreement, quality
 from tasks.exports import Export
-from tasks.plan import Plan
-from tasks.press import Ground
+from tasks.night import Night
 from tasks.runtime.eager import EagerModel
 from tasks.runtime.fingerprint import fingerprint, machine
 from tasks.runtime.latency import Contender, Latency, Ratio, measure, ratio
@@ -70,7 +68,12 @@ class Trial:
     front: frozenset[str]
     """Variants that pass and that no other such variant dominates."""
     best: str | None
-    """The front's best by the objective."""
+    """The best of the front by the objective: tonight's, an incumbent from elsewhere left out."""
+    incumbent: str | None
+    """The node that production loads, where it was tried too."""
+    better: bool
+    """Whether `best` beats the incumbent: by the objective, with no more accuracy lost against it
+    than against the baseline."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ class Measurement:
     memory_mb: Mapping[str, float]
 
 
-def ask(workspace: Workspace, export: Export, ground: Ground, config: EvaluationConfig) -> Path:
+def ask(night: Night, export: Export) -> Path:
     """Return the file of the model's predictions, made now if it is not there."""
+    ground, most = night.ground, night.settings.evaluation.max_slice_texts
 
     def load() -> predictions.Probabilities:
         session = Session(export.folder, ground.threads)
@@ -96,17 +100,18 @@ def ask(workspace: Workspace, export: Export, ground: Ground, config: Evaluation
         return partial(session.probabilities, batch_size=1)
 
     return predictions.answered(
-        workspace,
+        night.workspace,
         export.facts.sha256,
-        ground.data_pointers["prepared"]["md5"],
-        predictions.held_out(ground.data_folder, config.max_slice_texts),
+        "tasks.runtime.session",
+        predictions.held_out(ground.data_folder, most),
         ground.labels,
         load,
     )
 
 
-def ask_eager(workspace: Workspace, key: str, ground: Ground) -> Quality:
-    """Return the quality on test data of the node `key` as PyTorch runs it."""
+def ask_eager(night: Night) -> Quality:
+    """Return the quality on test data of the baseline as PyTorch runs it."""
+    workspace, ground, key = night.workspace, night.ground, night.plan.baseline
     rows = predictions.held_out(ground.data_folder, 0)
     rows = rows[rows["split"] == "test"]
     described = store.manifest(workspace, key)
@@ -116,76 +121,65 @@ def ask_eager(workspace: Workspace, key: str, ground: Ground) -> Quality:
         return EagerModel(store.load(workspace, key), ground.threads).probabilities
 
     path = predictions.answered(
-        workspace, f"{EAGER} {described.content}", ground.data_pointers["prepared"]["md5"], rows,
-        ground.labels, load,
-    )  # fmt: skip
-    probabilities, numbers = predictions.read(path, ground.labels, "test")
+        workspace, described.content, "tasks.runtime.eager", rows, ground.labels, load
+    )
+    probabilities, numbers = predictions.of_split(pd.read_parquet(path), ground.labels, "test")
     return quality(probabilities, numbers, ground.labels)
 
 
 def answers(path: Path, baseline: Path, labels: tuple[str, ...]) -> Answers:
     """Return what the predictions in `path` are worth, beside the baseline's."""
+    table = pd.read_parquet(path)
 
     def judged(split: str, domain: str = "") -> Quality:
-        probabilities, numbers = predictions.read(path, labels, split, domain)
+        probabilities, numbers = predictions.of_split(table, labels, split, domain)
         return quality(probabilities, numbers, labels)
 
-    own, numbers = predictions.read(path, labels, "test")
-    others, _ = predictions.read(baseline, labels, "test")
+    own, numbers = predictions.of_split(table, labels, "test")
+    others, _ = predictions.of_split(pd.read_parquet(baseline), labels, "test")
     return Answers(
         validation=judged("validation"),
         test=judged("test"),
-        slices={d: judged(predictions.SLICES, d) for d in predictions.domains(path)},
+        slices={d: judged(predictions.SLICES, d) for d in predictions.domains(table)},
         agreement=agreement(own, others),
         correct=own.argmax(axis=1) == numbers,
         predictions=path,
     )
 
 
-def measurement(
-    workspace: Workspace,
-    exports: Mapping[str, Export],
-    baseline: str,
-    ground: Ground,
-    config: EvaluationConfig,
-    progress: Progress,
-    night: str,
-) -> Measurement:
+def measurement(night: Night, exports: Mapping[str, Export], progress: Progress) -> Measurement:
     """Return the latencies of all `exports` and of the baseline in PyTorch, from one run.
 
     Taken now, unless this machine has measured exactly these models before.
     """
-    here = machine()
+    here, ground, config = machine(), night.ground, night.settings.evaluation
     material = {
         "exports": {key: export.facts.sha256 for key, export in sorted(exports.items())},
         "data": ground.data_pointers["prepared"]["md5"],
         "config": config.model_dump(mode="json"),
         "threads": config.threads or ground.threads,
         "fingerprint": fingerprint(here),
-        "code": code_hash("tasks.runtime.latency", "tasks.runtime.session", "tasks.runtime.eager"),
+        "code": code_hash(
+            "tasks.runtime.latency",
+            "tasks.runtime.memory",
+            "tasks.runtime.session",
+            "tasks.runtime.eager",
+        ),
     }
-    name = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
-    path = workspace.cache / "measurements" / f"{name}.json"
+    path = night.workspace.cache / "measurements" / f"{files.key(material)}.json"
     if not path.is_file():
-        taken = _measure(workspace, exports, baseline, ground, config, progress, here, night)
+        taken = _measure(night, exports, progress)
         files.write_json(path, asdict(taken))
     saved = json.loads(path.read_text(encoding="utf-8"))
     saved["latencies"] = {key: Latency(**value) for key, value in saved["latencies"].items()}
     return Measurement(**saved)
 
 
-def _measure(
-    workspace: Workspace,
-    exports: Mapping[str, Export],
-    baseline: str,
-    ground: Ground,
-    config: EvaluationConfig,
-    progress: Progress,
-    here: dict[str, Any],
-    night: str,
-) -> Measurement:
+def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) -> Measurement:
+    ground, config = night.ground, night.settings.evaluation
     threads = config.threads or ground.threads
-    contenders: dict[str, Contender] = {EAGER: EagerModel(store.load(workspace, baseline), threads)}
+    baseline = store.load(night.workspace, night.plan.baseline)
+    contenders: dict[str, Contender] = {EAGER: EagerModel(baseline, threads)}
     for key, export in exports.items():
         contenders[key] = Session(export.folder, threads)
     rows = predictions.held_out(ground.data_folder, 0)
@@ -194,57 +188,55 @@ def _measure(
     sample = texts[: config.batch_size]
     memory = {key: peak_memory_mb(e.folder, threads, sample) for key, e in exports.items()}
     return Measurement(
-        run=night,
+        run=night.name,
         time=time.time(),
-        machine=here,
-        fingerprint=fingerprint(here),
+        machine=machine(),
+        fingerprint=fingerprint(machine()),
         latencies=latencies,
         memory_mb=memory,
     )
 
 
 def judge(
-    workspace: Workspace,
-    settings: Settings,
-    plan: Plan,
-    ground: Ground,
+    night: Night,
     exports: Mapping[str, Export],
     files_of_answers: Mapping[str, Path],
     eager: Quality,
     measured: Measurement,
+    incumbent: str | None,
 ) -> Trial:
-    """Return every variant's verdict, and the best of those that pass."""
-    base = plan.baseline
+    """Return every variant's verdict, and the best of those that pass.
+
+    `incumbent` is the node that production loads; it is judged as a variant of tonight's baseline.
+    """
+    base, labels, settings = night.plan.baseline, night.ground.labels, night.settings
     answered = {
-        key: answers(path, files_of_answers[base], ground.labels)
-        for key, path in files_of_answers.items()
+        key: answers(path, files_of_answers[base], labels) for key, path in files_of_answers.items()
     }
     variants = [key for key in exports if key != base]
     losses = {key: _loss(answered[base], answered[key], settings) for key in variants}
     speedups = {key: _speedups(measured, key, base, settings) for key in variants}
-    verdicts = {}
-    for key in variants:
-        evidence = Evidence(
+    evidence = {
+        key: Evidence(
             baseline=answered[base].test,
             variant=answered[key].test,
             loss=losses[key],
             speedup=speedups[key][base],
             shrink=exports[base].facts.size_bytes / exports[key].facts.size_bytes,
-            proof=_proof(workspace, plan, exports, key),
+            proof=_proof(night, exports, key),
         )
-        verdicts[key] = gates.judge(evidence, settings.gates)
-    candidates = {
-        key: Candidate(
-            validation_accuracy=answered[key].validation.accuracy,
-            p50_ms=measured.latencies[key].p50_ms,
-            throughput=measured.latencies[key].throughput,
-            size_bytes=exports[key].facts.size_bytes,
-        )
+        for key in variants
+    }
+    verdicts = {key: gates.judge(shown, settings.gates) for key, shown in evidence.items()}
+    passing = {
+        key: _candidate(key, exports, answered, measured)
         for key in variants
         if verdicts[key].passed
     }
+    tonight = {key: one for key, one in passing.items() if key in night.plan.nodes}
+    best = pareto.choose(tonight, settings.registry.objective)
     return Trial(
-        labels=ground.labels,
+        labels=labels,
         exports=exports,
         answers=answered,
         eager=eager,
@@ -252,8 +244,44 @@ def judge(
         losses=losses,
         speedups=speedups,
         verdicts=verdicts,
-        front=frozenset(pareto.front(candidates)),
-        best=pareto.choose(candidates, settings.registry.objective),
+        front=frozenset(pareto.front(tonight)),
+        best=best,
+        incumbent=incumbent,
+        better=_is_better(best, incumbent, passing, answered, settings),
+    )
+
+
+def _is_better(
+    best: str | None,
+    incumbent: str | None,
+    passing: Mapping[str, Candidate],
+    answered: Mapping[str, Answers],
+    settings: Settings,
+) -> bool:
+    """Tell whether `best` should stand in the incumbent's place."""
+    if best is None or incumbent is None or best == incumbent:
+        return False
+    lost = _loss(answered[incumbent], answered[best], settings)
+    within = (
+        lost.points <= settings.gates.max_loss_points
+        and lost.bound_points <= settings.gates.max_loss_bound_points
+    )
+    # an incumbent that no longer passes is not among those to choose from
+    two = {key: passing[key] for key in (best, incumbent) if key in passing}
+    return within and pareto.choose(two, settings.registry.objective) == best
+
+
+def _candidate(
+    key: str,
+    exports: Mapping[str, Export],
+    answered: Mapping[str, Answers],
+    measured: Measurement,
+) -> Candidate:
+    return Candidate(
+        validation_accuracy=answered[key].validation.accuracy,
+        p50_ms=measured.latencies[key].p50_ms,
+        throughput=measured.latencies[key].throughput,
+        size_bytes=exports[key].facts.size_bytes,
     )
 
 
@@ -272,13 +300,13 @@ def _speedups(
     }
 
 
-def _proof(
-    workspace: Workspace, plan: Plan, exports: Mapping[str, Export], key: str
-) -> proof.Proof:
+def _proof(night: Night, exports: Mapping[str, Export], key: str) -> proof.Proof:
+    if key not in night.plan.nodes:
+        return proof.Proof(True, "proven on the night that registered it")
     effects = {
-        node.technique: technique.load(node.technique).EFFECT for node in plan.chain(key)[1:]
+        node.technique: technique.load(node.technique).EFFECT for node in night.plan.chain(key)[1:]
     }
-    found = [_substance(workspace, exports[k]) for k in (plan.baseline, key)]
+    found = [_substance(night.workspace, exports[k]) for k in (night.plan.baseline, key)]
     return proof.prove(found[0], found[1], effects)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from tasks import files
 from tasks.data.address import HubAddress, HubFolder
 from tasks.data.tables import as_text
-from tasks.errors import SourceError
+from tasks.errors import SourceAway, SourceError
 from tasks.suggest import nearest
 
 _TIMEOUT_SECONDS = 10
@@ -45,7 +45,7 @@ def resolve(address: HubAddress, kind: str) -> HubAddress:
             f"{shown(address)}: the hub has no such {kind}, or it is private (`hf auth login`)"
         ) from error
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise SourceError(_unreachable(address, error)) from error
+        raise SourceAway(_unreachable(address, error)) from error
     return HubAddress(address.repo, info.sha, address.config)
 
 
@@ -192,4 +192,4 @@ def snapshot(address: HubAddress, wanted: Callable[[str], bool], destination: Pa
             )
             shutil.copyfile(found, destination / name)
     except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError, OSError, ValueError) as error:
-        raise SourceError(_unreachable(address, error)) from error
+        raise SourceAway(_unreachable(address, error)) from error

@@ -76,7 +76,6 @@ def reproduce(
         _run(workspace, pipeline)
         raw, made = _pointers(pipeline)
         folder = materialize(workspace, made)
-    versioning.push(workspace.root, [raw, made])
     facts = prepared.facts(folder)
     return PreparedData(
         folder, made, raw, tuple(facts["labels"]), dict(facts["rows"]), dict(facts["sources"])

@@ -17,7 +17,7 @@ from tasks import files
 from tasks.data import pip_settings
 from tasks.data.address import PypiAddress
 from tasks.data.pip_settings import PipSettings
-from tasks.errors import SourceError
+from tasks.errors import SourceAway, SourceError
 
 _CHUNK = 1 << 20
 _ATTEMPTS = 3
@@ -115,7 +115,9 @@ class _Search:
         for link in unstated:
             if self._digest(link) == address.sha256:
                 return link
-        raise SourceError(self._not_found(address, stated, len(unstated)))
+        known = stated or unstated or not self.complaints
+        failure = SourceError if known else SourceAway
+        raise failure(self._not_found(address, stated, len(unstated)))
 
     def _packages(self, kind: str, url: str, address: PypiAddress) -> list[Any]:
         """Return what one index has of this version; what goes wrong is kept for the message."""
@@ -183,7 +185,7 @@ class _Search:
                 return digest.hexdigest()
             except HTTPError as error:
                 if attempt == _ATTEMPTS - 1:
-                    raise SourceError(
+                    raise SourceAway(
                         f"{link.filename} cannot be downloaded ({_first_line(error)}); "
                         "check the network and start again"
                     ) from error

@@ -7,11 +7,9 @@ of the settings, and the downloads, are looked up from the checkout ROOT (defaul
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from ruamel.yaml.error import YAMLError
 from tasks import errors, files
 from tasks.data.config import PrepareConfig, SourceConfig
 from tasks.errors import NightpressError, SettingsError, SourceError
+from tasks.processes import die_with_parent
 
 ERROR_FILE = "NIGHTPRESS_STAGE_ERROR"
 """Variable naming the file that a failing stage writes its error to, for who started it."""
@@ -32,7 +31,6 @@ PARENT = "NIGHTPRESS_STAGE_PARENT"
 PARAMS = "params.yaml"
 INTERRUPTED = 130
 """Exit code of a stage that Ctrl-C has ended."""
-_PR_SET_PDEATHSIG = 1
 
 
 def sections(path: Path) -> tuple[SourceConfig, PrepareConfig]:
@@ -57,7 +55,9 @@ def sections(path: Path) -> tuple[SourceConfig, PrepareConfig]:
 
 def main(work: Callable[[Path, SourceConfig, PrepareConfig], None]) -> int:
     """Do the stage's `work` in the current folder and return the exit code."""
-    _die_with_parent()
+    parent = os.environ.get(PARENT)
+    if parent is not None:
+        die_with_parent(int(parent))
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
     try:
         try:
@@ -107,15 +107,3 @@ def _tell(error: NightpressError) -> int:
     else:
         print(error, file=sys.stderr)
     return error.exit_code
-
-
-def _die_with_parent() -> None:
-    """End with the process that waits for this stage, also when that one is killed (Linux)."""
-    parent = os.environ.get(PARENT)
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        os.kill(int(parent), 0)
-    except ProcessLookupError:  # he died before the line above
-        sys.exit(1)

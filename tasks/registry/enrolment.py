@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.data.pipeline import PreparedData
-from tasks.plan import Plan
+from tasks import claims, store
+from tasks.night import Night
 from tasks.press import Pressed
 from tasks.registry import tracking, versions
 from tasks.registry.assembly import variant_facts
@@ -14,8 +14,8 @@ from tasks.registry.night_facts import Standing
 from tasks.registry.store import artifact_root, open_store
 from tasks.registry.versions import Version
 from tasks.settings import Settings
+from tasks.store import Manifest
 from tasks.trial import Trial
-from tasks.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,23 @@ class Enrolment:
     challenger_after: Standing | None
 
 
-def enrol(
-    workspace: Workspace,
-    settings: Settings,
-    night: str,
-    data: PreparedData,
-    plan: Plan,
-    pressed: Pressed,
-    trial: Trial,
-) -> Enrolment:
-    """Register every model tried, once, and move the aliases as the policy says.
+def standing_champion(night: Night) -> Manifest | None:
+    """Return the manifest of the champion's node; None where there is neither one nor its files.
 
-    Whatever a killed night left undone is completed. Raises ServiceError.
+    Raises ServiceError.
     """
+    found = versions.champion(open_store(night.workspace), night.settings.name)
+    return store.manifest(night.workspace, found.node) if found is not None else None
+
+
+def enrol(night: Night, pressed: Pressed, trial: Trial) -> Enrolment:
+    """Register every model of tonight's plan, once, and move the aliases as the policy says.
+
+    Whatever a killed night left undone is completed. Raises ServiceError, and ClaimLost where
+    another process has taken over tonight's run.
+    """
+    workspace, settings, data = night.workspace, night.settings, night.data
+    claims.require(workspace, f"night:{settings.name}")
     client, name = open_store(workspace), settings.name
     params = {
         "seed": settings.seed,
@@ -53,15 +57,16 @@ def enrol(
         "objective": settings.registry.objective,
     }
     run = tracking.start_night(
-        client, name, night, params=params, artifacts=artifact_root(workspace)
+        client, name, night.name, params=params, artifacts=artifact_root(workspace)
     )
     tracking.end_dead_nights(client, run)
     told = DataFacts(name, data.pointer.md5, data.rows)
     registered = {
         key: versions.register_variant(
-            client, name, run, variant_facts(key, plan, trial, pressed.manifests, told)
+            client, name, run, variant_facts(key, night.plan, trial, pressed.manifests, told)
         )
         for key in trial.exports
+        if key in night.plan.nodes
     }
     champion, challenger = versions.champion(client, name), versions.challenger(client, name)
     if trial.best is not None:
@@ -79,11 +84,16 @@ def enrol(
 
 
 def _replaces(champion: Version | None, trial: Trial, settings: Settings) -> bool:
-    """Tell whether the night's best becomes champion without a person's word."""
+    """Tell whether the night's best becomes champion without a person's word.
+
+    It does where there is none yet; else by policy, where it was tried beside the one that stands
+    now and is better.
+    """
     if champion is None:
         return True
-    # the best of this trial is better than a champion that was in it: they were measured together
-    return settings.registry.promotion == "auto" and champion.node != trial.best
+    if settings.registry.promotion != "auto" or champion.node != trial.incumbent:
+        return False
+    return trial.better
 
 
 def _standing(version: Version | None) -> Standing | None:

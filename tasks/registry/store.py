@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
-from tasks.errors import ServiceError
+from tasks.errors import ServiceAway, ServiceError
 from tasks.workspace import Workspace, quiet_libraries
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def talking(client: "MlflowClient") -> Iterator[None]:
         yield
     except MlflowException as error:
         line = " ".join(str(error).split())[:400]
-        raise ServiceError(f"MLflow at {without_password(client.tracking_uri)}: {line}") from error
+        # what MLflow has no better word for: a server gone, a database that is locked
+        away = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+        failure = ServiceAway if away else ServiceError
+        raise failure(f"MLflow at {without_password(client.tracking_uri)}: {line}") from error
 
 
 def without_password(uri: str) -> str:
@@ -97,7 +100,7 @@ def _ask_health(uri: str) -> None:
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=_HEALTH_SECONDS).raise_for_status()
     except requests.RequestException as error:
-        raise ServiceError(
+        raise ServiceAway(
             f"no MLflow server answers at {without_password(uri)} ({type(error).__name__}); start "
             f"it, or unset {URI_VARIABLE} for the embedded store"
         ) from error

@@ -47,7 +47,7 @@ class ExportFacts:
     size_bytes: int
     """All files that are served."""
     sha256: str
-    """Of the model file."""
+    """Over all files that are served."""
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def export(bundle: Bundle, folder: Path) -> ExportFacts:
         fused=fused,
         quantized=quantizing.count(operators),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
-        sha256=files.sha256(folder / MODEL),
+        sha256=files.combined(files.content(folder)),
         seconds=time.monotonic() - begin,
     )
 

@@ -34,8 +34,24 @@ _MUST_FUSE = (*_WITH_EMBEDDING, "roberta", "xlm-roberta", "camembert")
 def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
     """Write `source` fused as `target`; return the fused operators and how many of each.
 
-    Raises ExportError where a BERT or one of its kin was not fused in every layer.
+    Raises ExportError where the optimizer fails, or where a BERT or one of its kin was not fused
+    in every layer.
     """
+    try:
+        graph = _optimized(model, source, target)
+    except Exception as error:  # the optimizer's own errors have no base but this
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ExportError(
+            f"ONNX Runtime's optimizer fails on a model of type `{model.config.model_type}`: {line}"
+        ) from error
+    counts = Counter(node.op_type for node in graph.graph.node)
+    fused = {name: counts[name] for name in _FUSED if counts[name]}
+    _require(model, fused)
+    return fused
+
+
+def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
+    """Write `source` fused as `target`, and return it."""
     kind = _TYPES.get(model.config.model_type, "bert")
     with quiet_tools():
         from onnxruntime.transformers import optimizer
@@ -53,10 +69,7 @@ def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
         graph = optimized.model
         _set_heads(graph, model)
         optimized.save_model_to_file(str(target))
-    counts = Counter(node.op_type for node in graph.graph.node)
-    fused = {name: counts[name] for name in _FUSED if counts[name]}
-    _require(model, fused)
-    return fused
+    return graph
 
 
 @contextlib.contextmanager

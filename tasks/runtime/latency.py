@@ -6,7 +6,7 @@ round, so that a drift of the machine hits all alike; a ratio's interval comes f
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +19,8 @@ from tasks.training.progress import Progress
 class Contender(Protocol):
     """A model that answers texts."""
 
-    def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """Return float32 (texts, labels)."""
+    def probabilities(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """Return float32 (texts, labels), asked in batches of `batch_size`."""
         ...
 
 
@@ -33,16 +33,10 @@ class Latency:
     p95_ms: float
     throughput: float
     """Texts per second in batches, the median round's."""
-    rounds_ms: list[float]
-    """Median of each round at batch 1."""
+    rounds_ms: list[list[float]]
+    """Of each round, every text's time at batch 1."""
     rounds_throughput: list[float]
     """Texts per second of each round."""
-
-    @property
-    def noise(self) -> float:
-        """Half the spread of the middle half of the rounds, as a share of their median."""
-        first, median, third = np.quantile(self.rounds_ms, [0.25, 0.5, 0.75])
-        return float((third - first) / 2 / median)
 
 
 @dataclass(frozen=True)
@@ -68,8 +62,8 @@ def measure(
     random = np.random.default_rng(config.seed)
     for contender in contenders.values():
         for number in range(config.warmup):
-            contender.probabilities([texts[number % len(texts)]])
-        contender.probabilities(_draw(random, texts, config.batch_size))
+            _seconds(contender, [texts[number % len(texts)]])
+        _seconds(contender, _draw(random, texts, config.batch_size))
     singles: dict[str, list[list[float]]] = {name: [] for name in contenders}
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     progress.start("measuring", config.rounds)
@@ -89,17 +83,19 @@ def measure(
     return {name: _summary(singles[name], speeds[name]) for name in contenders}
 
 
-def ratio(slower: Sequence[float], faster: Sequence[float], config: EvaluationConfig) -> Ratio:
-    """Return median(slower) / median(faster) over paired rounds, with its bootstrap interval.
+def ratio(
+    slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]], config: EvaluationConfig
+) -> Ratio:
+    """Return p50(slower) / p50(faster) over the times of paired rounds, with its interval.
 
-    Percentile bootstrap over rounds (Efron and Tibshirani 1993, chapter 13): rounds are drawn
-    with replacement, for both contenders alike.
+    Both are (rounds, texts). Percentile bootstrap over rounds (Efron and Tibshirani 1993, chapter
+    13): rounds are drawn with replacement, for both contenders alike, and their times pooled.
     """
     first, second = np.asarray(slower), np.asarray(faster)
     assert first.shape == second.shape
     random = np.random.default_rng(config.seed)
     drawn = random.integers(len(first), size=(config.resamples, len(first)))
-    values = np.median(first[drawn], axis=1) / np.median(second[drawn], axis=1)
+    values = np.median(first[drawn], axis=(1, 2)) / np.median(second[drawn], axis=(1, 2))
     lower, upper = np.quantile(values, [0.025, 0.975])
     return Ratio(float(np.median(first) / np.median(second)), float(lower), float(upper))
 
@@ -112,28 +108,27 @@ def _round(
     contender: Contender, alone: Sequence[str], batches: Sequence[Sequence[str]]
 ) -> tuple[list[float], float]:
     """Return milliseconds of each text alone, and texts per second in batches."""
-    contender.probabilities([alone[0]])  # the caches were another contender's
+    _seconds(contender, [alone[0]])  # the caches were another contender's
     gc.disable()
     try:
-        times = [_seconds(contender.probabilities, [text]) * 1000 for text in alone]
-        batched = sum(_seconds(contender.probabilities, batch) for batch in batches)
+        times = [_seconds(contender, [text]) * 1000 for text in alone]
+        batched = sum(_seconds(contender, batch) for batch in batches)
     finally:
         gc.enable()
     return times, sum(len(batch) for batch in batches) / batched
 
 
-def _seconds(call: Callable[[Sequence[str]], np.ndarray], texts: Sequence[str]) -> float:
+def _seconds(contender: Contender, texts: Sequence[str]) -> float:
     begin = time.perf_counter()
-    call(texts)
+    contender.probabilities(texts, len(texts))
     return time.perf_counter() - begin
 
 
 def _summary(singles: list[list[float]], speeds: list[float]) -> Latency:
-    all_times = np.concatenate([np.asarray(times) for times in singles])
     return Latency(
-        p50_ms=float(np.median(all_times)),
-        p95_ms=float(np.quantile(all_times, 0.95)),
+        p50_ms=float(np.median(singles)),
+        p95_ms=float(np.quantile(singles, 0.95)),
         throughput=float(np.median(speeds)),
-        rounds_ms=[float(np.median(times)) for times in singles],
-        rounds_throughput=[float(speed) for speed in speeds],
+        rounds_ms=singles,
+        rounds_throughput=speeds,
     )

@@ -1,5 +1,6 @@
 """Exports answer as PyTorch does, are fused and quantized whole, and are the same every time."""
 
+import gc
 import logging
 import os
 import subprocess
@@ -153,7 +154,17 @@ def test_exporting_leaves_model_and_process_as_they_were(tmp_path: Path) -> None
 def test_facts_come_back_from_json(tmp_path: Path) -> None:
     facts = export(tiny.tiny_bert(), tmp_path / "export")
     assert ExportFacts.from_dict(facts.to_dict()) == facts
-    assert facts.sha256 == files.sha256(tmp_path / "export" / "model.onnx")
+    assert facts.sha256 == files.combined(files.content(tmp_path / "export"))
+
+
+def test_the_hash_covers_all_that_is_served(tmp_path: Path) -> None:
+    longer, shorter = tiny.tiny_bert(), tiny.tiny_bert()
+    shorter.max_length -= 4
+    facts = [export(b, tmp_path / str(b.max_length)) for b in (longer, shorter)]
+    assert files.sha256(tmp_path / "16" / "model.onnx") == files.sha256(
+        tmp_path / "12" / "model.onnx"
+    )
+    assert facts[0].sha256 != facts[1].sha256
 
 
 def test_an_unknown_step_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
@@ -207,6 +218,14 @@ def test_a_matrix_left_in_float_is_an_error(
     monkeypatch.setattr(quantization, "quantize_dynamic", forgetful)
     with pytest.raises(ExportError, match=r"left 4 matrices in float \(Attention, Embed"):
         export(quantized(tiny.tiny_bert()), tmp_path / "export")
+
+
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")
+def test_whatever_the_optimizer_raises_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "raw.onnx").write_bytes(b"not a graph")
+    with pytest.raises(ExportError, match=r"optimizer fails on a model of type `bert`: .+"):
+        fusion.fuse(tiny.tiny_bert().model, tmp_path / "raw.onnx", tmp_path / "fused.onnx")
+    gc.collect()  # of the folder that the optimizer then leaves to the collector
 
 
 def test_heads_set_wrong_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

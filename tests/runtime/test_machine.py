@@ -8,6 +8,7 @@ import pytest
 from transformers import BertConfig
 
 from tasks.errors import ExportError
+from tasks.runtime import memory
 from tasks.runtime.export import export
 from tasks.runtime.fingerprint import fingerprint, machine
 from tasks.runtime.memory import peak_memory_mb
@@ -50,4 +51,13 @@ def test_a_model_that_does_not_answer_is_an_error(tmp_path: Path) -> None:
     export(tiny.tiny_bert(), tmp_path / "export")
     (tmp_path / "export" / "model.onnx").write_bytes(b"tampered")
     with pytest.raises(ExportError, match="does not answer in a process of its own"):
+        peak_memory_mb(tmp_path / "export", 1, ["superb"])
+
+
+def test_a_model_that_takes_too_long_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tiny.tiny_bert(), tmp_path / "export")
+    monkeypatch.setattr(memory, "_LIMIT_SECONDS", 0.01)  # less than starting a process takes
+    with pytest.raises(ExportError, match="does not answer 1 texts in"):
         peak_memory_mb(tmp_path / "export", 1, ["superb"])
