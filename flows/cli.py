@@ -198,7 +198,9 @@ def main() -> None:
         app(arguments, prog_name="nightpress")
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            _complain("interrupted; what was published is kept, and the next run goes on from there")
+            _complain(
+                "interrupted; what was published is kept, and the next run goes on from there"
+            )
         raise
     except NightpressError as error:
         if debug:

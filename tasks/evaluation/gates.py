@@ -71,8 +71,12 @@ def judge(evidence: Evidence, gates: GatesConfig) -> Verdict:
 
 def _at_most(name: str, value: float, limit: float, what: str) -> GateResult:
     passed = value <= limit
-    over = "" if passed else f", {value - limit:.2f} over"
-    return GateResult(name, passed, f"{what} is {value:.2f} points (limit {limit:.2f}{over})")
+    # as many digits as it takes to see on which side of the limit it lies
+    digits = 2 if passed or value - limit >= 0.005 else 4
+    over = "" if passed else f", {value - limit:.{digits}f} over"
+    return GateResult(
+        name, passed, f"{what} is {value:.{digits}f} points (limit {limit:.2f}{over})"
+    )
 
 
 def _floor(accuracy: float, limit: float) -> GateResult:

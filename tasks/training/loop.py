@@ -9,9 +9,10 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +35,13 @@ from tasks.training.seeding import seed_everything
 
 AfterStep = Callable[[nn.Module, int, int], None]
 """Called with the model, the number of steps done, and of all."""
+RateOf = Callable[[str], float]
+"""Name of a parameter → factor of its learning rate."""
 _EVALUATION_BATCH = 64
+
+
+def _same_rate(_name: str) -> float:
+    return 1.0
 
 
 def fit(
@@ -50,12 +57,16 @@ def fit(
     loss: Loss = cross_entropy,
     after_step: AfterStep | None = None,
     keep: Literal["best", "last"] = "best",
+    forward: Mapping[str, bool] = MappingProxyType({}),
+    rate_of: RateOf = _same_rate,
 ) -> FitResult:
     """Train `bundle.model` in place and leave it on the CPU, in evaluation mode.
 
     `keep="best"` ends with the weights of the best evaluation (accuracy on validation data, then
     loss) and stops early after `config.patience` evaluations with no gain. `keep="last"` runs to
-    the end, for a schedule that must reach it.
+    the end, for a schedule that must reach it. `forward` are further arguments of the model
+    (`output_hidden_states=True`), whose outputs the loss is given. `rate_of` gives, for a
+    parameter's name, the factor of its learning rate.
 
     A checkpoint in `scratch` of this very training (weights at its start, data, settings, seed) is
     gone on from. What the loss and `after_step` are set to is not told apart: `scratch` belongs to
@@ -77,7 +88,17 @@ def fit(
     seed_everything(seed)
     with regime(bundle.model, config):
         training = _Training(
-            bundle, train, validation, config, seed, device, loss, after_step, keep
+            bundle,
+            train,
+            validation,
+            config,
+            seed,
+            device,
+            loss,
+            after_step,
+            keep,
+            forward,
+            rate_of,
         )
         result = training.run(scratch, progress)
     bundle.model.to("cpu").eval()
@@ -96,9 +117,11 @@ class _Training:
         loss: Loss,
         after_step: AfterStep | None,
         keep: Literal["best", "last"],
+        forward: Mapping[str, bool],
+        rate_of: RateOf,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
-        self.loss, self.after_step, self.keep = loss, after_step, keep
+        self.loss, self.after_step, self.keep, self.forward = loss, after_step, keep, forward
         AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ by training
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -116,7 +139,7 @@ class _Training:
         self.factor = schedules.linear(self.total, config.warmup)
         self.fingerprint = self._fingerprint(bundle.sparse)
         self.model, self.optimizer = self.accelerator.prepare(
-            self.plain, optimizer.adamw(self.plain, config)
+            self.plain, optimizer.adamw(self.plain, config, rate_of)
         )
         self.state = State()
         self.best: checkpoint.Tensors = {}
@@ -172,7 +195,9 @@ class _Training:
         for indices in group:
             batch = {k: v.to(self.device) for k, v in self.train.batch(indices).items()}
             output = self.model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                **self.forward,
             )
             value = self.loss(output, batch) * (len(indices) / num_examples)
             total += value.detach()
@@ -195,7 +220,8 @@ class _Training:
 
     def _update(self) -> None:
         for settings in self.optimizer.param_groups:
-            settings["lr"] = self.config.learning_rate * self.factor(self.state.step)
+            rate = self.config.learning_rate * settings["rate"]
+            settings["lr"] = rate * self.factor(self.state.step)
         self.accelerator.unscale_gradients()
         optimizer.clip(self.plain.parameters(), self.config.clip)
         # seen at each step, not once: gradual pruning adds zeros, and a resumed one has them back

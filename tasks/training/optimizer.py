@@ -1,6 +1,6 @@
 """AdamW as this project sets it, and its state as plain tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -9,17 +9,27 @@ from torch import nn
 from tasks.training.config import TrainingConfig
 
 
-def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, config: TrainingConfig, rate_of: Callable[[str], float]
+) -> torch.optim.AdamW:
     """Return AdamW that decays matrices alone: biases and normalization weights are not shrunk.
 
-    Fused: one pass over the parameters, instead of one per operation.
+    Each group holds its factor of the learning rate as `rate`. Fused: one pass over the
+    parameters, instead of one per operation.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((decay, rate_of(name)), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": decay, "rate": rate}
+            for (decay, rate), members in groups.items()
+        ],
+        lr=config.learning_rate,
+        fused=True,
+    )
 
 
 def clip(parameters: Iterable[nn.Parameter], longest: float) -> None:

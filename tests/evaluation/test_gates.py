@@ -48,6 +48,7 @@ def test_a_good_variant_passes() -> None:
     ("change", "gate", "words"),
     [
         ({"loss": replace(LOSS, points=1.25)}, "loss", "1.25 points (limit 1.00, 0.25 over)"),
+        ({"loss": replace(LOSS, points=1.002)}, "loss", "1.0020 points (limit 1.00, 0.0020 over)"),
         ({"loss": replace(LOSS, bound_points=2.6)}, "loss bound", "2.60 points (limit 2.00, 0.60"),
         ({"variant": replace(QUALITY, accuracy=0.49)}, "floor", "0.4900 (floor 0.5000, 1.00 point"),
         (
