@@ -1,5 +1,6 @@
 """What a person sees while a night runs: a bar for the work at hand, a line for what is done."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,13 @@ from rich.progress import (
 from tasks.training.progress import Progress as TrainingProgress
 from tasks.training.progress import Silent
 
+_LOG_WIDTH = 110
 _in_use: list[TrainingProgress] = [Silent()]
+
+
+def for_results() -> Console:
+    """Return the console of standard output: as wide as a table needs where it is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=_LOG_WIDTH)
 
 
 def use(progress: TrainingProgress) -> None:

@@ -46,7 +46,7 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
     if as_json:
         json.dump(night_report.to_json(facts), sys.stdout, indent=1)
     else:
-        night_report.terminal_table(facts, Console())
+        night_report.terminal_table(facts, console.for_results())
     return EXIT_VARIANTS_FAILED if facts.failed else 0
 
 

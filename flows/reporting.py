@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from flows.console import for_results
 from tasks.registry import telling
 from tasks.registry.night_facts import to_json
 from tasks.registry.night_report import terminal_table, write_html
@@ -22,5 +23,5 @@ def show_report(
         json.dump(to_json(facts), sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    terminal_table(facts, Console())
+    terminal_table(facts, for_results())
     Console(stderr=True).print(f"written: {output}", style="dim", highlight=False)

@@ -1,7 +1,8 @@
 """The hash of the code that a result depends on: a module and all of the project that it imports.
 
 Of the syntax tree, without docstrings and places, so that a comment or a reformatting costs
-nothing and a changed number costs exactly the nodes that ran it.
+nothing and a changed number costs exactly the nodes that ran it. A process reads each file once:
+what it has imported does not change with the file either.
 """
 
 import ast
@@ -25,7 +26,7 @@ def code_hash(*modules: str, root: Path = _ROOT) -> str:
         module = waiting.pop()
         if module in seen or module in _WITHOUT_EFFECT:
             continue
-        digest, imported = _module(_path(module, root), root)
+        digest, imported = _parsed(_path(module, root), root)
         seen[module] = digest
         waiting += imported
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(seen.items()))
@@ -37,13 +38,8 @@ def _path(module: str, root: Path) -> Path:
     return plain / "__init__.py" if plain.is_dir() else plain.with_suffix(".py")
 
 
-def _module(path: Path, root: Path) -> tuple[str, tuple[str, ...]]:
-    stat = path.stat()
-    return _parsed(path, root, stat.st_mtime_ns, stat.st_size)
-
-
 @cache
-def _parsed(path: Path, root: Path, mtime_ns: int, size: int) -> tuple[str, tuple[str, ...]]:
+def _parsed(path: Path, root: Path) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     for node in ast.walk(tree):

@@ -1,7 +1,7 @@
 """The project's own database: what must be exclusive or ordered, also across machines.
 
-SQLite under the state folder; PostgreSQL with `NIGHTPRESS_DATABASE_URL`. Nothing in it that could
-be rebuilt from manifests.
+SQLite under the state folder, or what `NIGHTPRESS_DATABASE_URL` names. Nothing in it that could be
+rebuilt from manifests.
 """
 
 import os
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from tasks.errors import StoreError
 from tasks.workspace import Workspace
 
+URL_VARIABLE = "NIGHTPRESS_DATABASE_URL"
 metadata = sa.MetaData()
 
 claims = sa.Table(
@@ -42,7 +43,7 @@ def engine(workspace: Workspace) -> sa.Engine:
     Raises StoreError where the database cannot be opened.
     """
     workspace.state.mkdir(parents=True, exist_ok=True)
-    url = os.environ.get("NIGHTPRESS_DATABASE_URL") or f"sqlite:///{workspace.state}/nightpress.db"
+    url = os.environ.get(URL_VARIABLE) or f"sqlite:///{workspace.state}/nightpress.db"
     return _engine(url, os.getpid())
 
 
@@ -50,14 +51,23 @@ def engine(workspace: Workspace) -> sa.Engine:
 def _engine(url: str, pid: int) -> sa.Engine:
     # the pid is part of the cache's key: a connection must not be shared across a fork
     try:
-        made = sa.create_engine(url, pool_pre_ping=True)
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # no cause: it may hold the password
+        raise StoreError(
+            f"{URL_VARIABLE} is not a database's address, such as sqlite:////folder/file.db; "
+            "mend it, or unset it for the database under .nightpress"
+        ) from None
+    try:
+        made = sa.create_engine(parsed, pool_pre_ping=True)
         if made.dialect.name == "sqlite":
             sa.event.listen(made, "connect", _configure_sqlite)
         with made.begin() as connection:
             metadata.create_all(connection)
     except (sa.exc.SQLAlchemyError, ImportError) as error:
-        safe = sa.make_url(url).render_as_string(hide_password=True)
+        safe = parsed.render_as_string(hide_password=True)
         line = str(error).splitlines()[0]
+        if isinstance(error, ImportError):
+            line += f"; install its driver, or unset {URL_VARIABLE}"
         raise StoreError(f"the database {safe} cannot be opened: {line}") from error
     return made
 

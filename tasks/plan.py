@@ -3,9 +3,7 @@
 A key hashes all that can change a node's result and is known beforehand. Equal key, no work.
 """
 
-import hashlib
 import importlib.metadata
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +12,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from tasks import technique
+from tasks import files, technique
 from tasks.code_hash import code_hash
 from tasks.errors import SettingsError
 from tasks.frozen import Frozen
 from tasks.settings import BASELINE, Settings, Step, explain, first_problem, merge
 from tasks.suggest import nearest
+from tasks.training.config import BaselineConfig
 
 COMPUTING_PACKAGES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
 
@@ -47,6 +46,8 @@ class Node:
     teachers: Mapping[str, str]
     """The settings' name of a teacher → its key."""
     seed: int
+    code: str
+    """Hash of the code that presses it, as it was when the plan was made."""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -113,8 +114,18 @@ def make(settings: Settings, inputs: Inputs) -> Plan:
 
 
 def check(settings: Settings) -> None:
-    """Raise the SettingsError that `make` would, before there are data or a model."""
+    """Raise the SettingsError that `make` would, before there are data or a model.
+
+    From here on, keys are of the code as it stands now.
+    """
+    code_hash("tasks.steps")  # all that a night runs: most of it is imported next
     make(settings, Inputs("", "", resolve_device(settings.device)))
+
+
+def node_code(name: str, *, taught: bool) -> str:
+    """Return the hash of the code that presses a node of the technique `name`, or the baseline."""
+    modules = ["tasks.training.baseline" if name == BASELINE else f"tasks.{name}", "tasks.context"]
+    return code_hash(*modules, *(["tasks.training.teacher"] if taught else []))
 
 
 class _Planner:
@@ -129,14 +140,7 @@ class _Planner:
         self.open: list[str] = []
 
     def plan(self) -> Plan:
-        baseline = self._add(
-            BASELINE,
-            self.settings.baseline.model_dump(mode="json", exclude={"model"}),
-            None,
-            {},
-            reads_data=True,
-            module="tasks.training.baseline",
-        )
+        baseline = self._add(BASELINE, self.settings.baseline, None, {}, reads_data=True)
         for name in self.settings.recipes:
             self._recipe(name, baseline)
         return Plan(
@@ -160,16 +164,13 @@ class _Planner:
             if last is not None:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
-            teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
+            teacher = getattr(config, "teacher", None)
+            teachers = (
+                {} if teacher is None else {teacher: self._teacher(place, teacher, baseline)}
+            )
+            reads_data = getattr(module, "READS_DATA", True)
             chain.append(
-                self._add(
-                    step.technique,
-                    config.model_dump(mode="json"),
-                    chain[-1],
-                    teachers,
-                    reads_data=getattr(module, "READS_DATA", True),
-                    module=f"tasks.{step.technique}",
-                )
+                self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
             )
             last = step.technique if getattr(module, "LAST", False) else None
         self.open.pop()
@@ -196,35 +197,51 @@ class _Planner:
         try:
             return config_class.model_validate(given)
         except ValidationError as error:
-            problem = explain(first_problem(error), config_class)
+            problem = explain(first_problem(error), config_class, given)
             raise SettingsError(f"{place}: {problem}") from error
 
     def _add(
         self,
         name: str,
-        settings: Mapping[str, Any],
+        config: Frozen,
         parent: str | None,
         teachers: Mapping[str, str],
         *,
         reads_data: bool,
-        module: str,
     ) -> str:
-        material = {
-            "parent": parent if parent is not None else self.inputs.base_model_sha256,
-            "teachers": dict(sorted(teachers.items())),
-            "technique": name,
-            "settings": settings,
-            "data": self.inputs.data_md5 if reads_data else None,
-            "seed": self.settings.seed if reads_data else None,
-            "device": self.device_class if reads_data else None,
-            "versions": {p: importlib.metadata.version(p) for p in COMPUTING_PACKAGES},
-            "code": code_hash(module, "tasks.context"),
-        }
-        key = hashlib.sha256(json.dumps(material, sort_keys=True).encode()).hexdigest()
+        code = node_code(name, taught=bool(teachers))
+        key = files.key(
+            {
+                "parent": parent if parent is not None else self.inputs.base_model_sha256,
+                "teachers": sorted(teachers.values()),
+                "technique": name,
+                "settings": _effective(config),
+                "data": self.inputs.data_md5 if reads_data else None,
+                "seed": self.settings.seed if reads_data else None,
+                "device": self.device_class if reads_data else None,
+                "versions": {p: importlib.metadata.version(p) for p in COMPUTING_PACKAGES},
+                "code": code,
+            }
+        )
+        settings = config.model_dump(mode="json", exclude={"model"})  # it counts by its hash
         self.nodes.setdefault(
-            key, Node(key, name, dict(settings), parent, dict(teachers), self.settings.seed)
+            key, Node(key, name, settings, parent, dict(teachers), self.settings.seed, code)
         )
         return key
+
+
+def _effective(config: Frozen) -> dict[str, Any]:
+    """Return the settings that can change a result.
+
+    How often a training is saved cannot, nor what a recipe is called; a base model and a teacher
+    count by what they are.
+    """
+    settings = config.model_dump(
+        mode="json", exclude={"model": True, "teacher": True, "training": {"checkpoint_seconds"}}
+    )
+    if isinstance(config, BaselineConfig) and not config.train:
+        del settings["training"]
+    return settings
 
 
 def _located(place: str, step: Step) -> Any:
@@ -232,10 +249,3 @@ def _located(place: str, step: Step) -> Any:
         return technique.load(step.technique)
     except SettingsError as error:
         raise SettingsError(f"{place}: {error}") from error
-
-
-def _teachers(config: Frozen) -> tuple[str, ...]:
-    """Return the teachers that a technique's settings name, in `teacher` or `teachers`."""
-    one = getattr(config, "teacher", None)
-    many = getattr(config, "teachers", ())
-    return tuple(dict.fromkeys((*((one,) if one else ()), *many)))

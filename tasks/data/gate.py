@@ -1,6 +1,5 @@
 """The validation gate as a night uses it: what passed once need not be looked at again."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -20,12 +19,14 @@ def pass_or_raise(
     """Return what the gate found in data that passes.
 
     Raises DataRejected, with every failed expectation, its count and first rows, otherwise. Data
-    Docs are written either way.
+    Docs are written either way, each validation's into a folder of its own.
     """
-    docs = workspace.state / name / "data-docs"
     path = _record(workspace, name, config, data)
-    if path.is_file() and docs.is_dir():
-        return Validation.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    if path.is_file():
+        found = Validation.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        if found.docs.is_file():
+            return found
+    docs = workspace.state / name / "data-docs" / path.stem
     folder = accepted_folder(workspace, name)
     found = validate(data.folder, config, folder if folder.is_dir() else None, docs)
     if not found.passed:
@@ -64,5 +65,4 @@ def _record(workspace: Workspace, name: str, config: ValidationConfig, data: Pre
         files.content(night) if night.is_dir() else None,
         code_hash("tasks.data.validation"),
     ]
-    key = hashlib.sha256(json.dumps(material).encode()).hexdigest()
-    return workspace.state / name / "validations" / f"{key[:16]}.json"
+    return workspace.state / name / "validations" / f"{files.key(material)[:16]}.json"
