@@ -41,13 +41,16 @@ lock: ## resolve the dependencies anew into requirements.lock
 	mv requirements.lock.part requirements.lock
 	rm -rf $(VENV)-lock
 
-# one installation at a time, and none counts until it is whole
+# one installation at a time, and none counts until it is whole; who waited finds it done
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Nightpress needs Python 3.11: make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $(READY)
+	@mkdir -p $(VENV)
+	@flock $(VENV) sh -exc '\
+	  if [ $(READY) -nt requirements.lock ] && [ $(READY) -nt pyproject.toml ]; then exit; fi; \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	  touch $(READY)'
 
 clean: ## remove the environment; data, checkpoints and the registry stay
 	rm -rf $(VENV)

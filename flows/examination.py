@@ -6,8 +6,6 @@ import os
 import platform
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from rich.console import Console
 
 from tasks import claims, settings, store
 from tasks.errors import NightpressError
+from tasks.registry.store import URI_VARIABLE, without_password
 from tasks.workspace import Workspace
 
 _LEAST_FREE_BYTES = 3_000_000_000
@@ -55,8 +54,8 @@ def _findings(config: Path, *, fix: bool) -> Iterator[Finding]:
     yield from _left_behind(workspace, fix=fix)
     yield from _checkpoints(workspace, fix=fix)
     yield _guarded("registry", lambda: _registry(workspace))
-    for variable, path in {"PREFECT_API_URL": "/health", "MLFLOW_TRACKING_URI": "/health"}.items():
-        yield _server(variable, path)
+    for variable in ("PREFECT_API_URL", URI_VARIABLE):
+        yield _server(variable)
 
 
 def _guarded(check: str, look: Callable[[], str]) -> Finding:
@@ -142,14 +141,17 @@ def _registry(workspace: Workspace) -> str:
     return f"MLflow opens, {len(client.search_registered_models())} registered models"
 
 
-def _server(variable: str, path: str) -> Finding:
+def _server(variable: str) -> Finding:
     url = os.environ.get(variable)
     if not url:
         return Finding(variable, True, "not set: the embedded one is used")
+    shown = without_password(url)
     if not url.startswith("http"):
-        return Finding(variable, True, url)
+        return Finding(variable, True, shown)
+    import requests
+
     try:
-        with urllib.request.urlopen(url.rstrip("/") + path, timeout=5):  # noqa: S310
-            return Finding(variable, True, f"{url} answers")
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        return Finding(variable, False, f"{url} does not answer: {error}")
+        answer = requests.get(f"{url.rstrip('/')}/health", timeout=5)
+    except requests.RequestException as error:  # its own words hold the whole address
+        return Finding(variable, False, f"{shown} does not answer ({type(error).__name__})")
+    return Finding(variable, answer.ok, f"{shown} answers {answer.status_code} {answer.reason}")

@@ -164,10 +164,8 @@ class _Planner:
             if last is not None:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
-            teacher = getattr(config, "teacher", None)
-            teachers = (
-                {} if teacher is None else {teacher: self._teacher(place, teacher, baseline)}
-            )
+            named = getattr(config, "teacher", None)
+            teachers = {} if named is None else {named: self._teacher(place, named, baseline)}
             reads_data = getattr(module, "READS_DATA", True)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
@@ -223,7 +221,7 @@ class _Planner:
                 "code": code,
             }
         )
-        settings = config.model_dump(mode="json", exclude={"model"})  # it counts by its hash
+        settings = config.model_dump(mode="json", exclude={"model"} if parent is None else None)
         self.nodes.setdefault(
             key, Node(key, name, settings, parent, dict(teachers), self.settings.seed, code)
         )
@@ -236,12 +234,10 @@ def _effective(config: Frozen) -> dict[str, Any]:
     How often a training is saved cannot, nor what a recipe is called; a base model and a teacher
     count by what they are.
     """
-    settings = config.model_dump(
-        mode="json", exclude={"model": True, "teacher": True, "training": {"checkpoint_seconds"}}
-    )
-    if isinstance(config, BaselineConfig) and not config.train:
-        del settings["training"]
-    return settings
+    without: dict[str, Any] = {"teacher": True, "training": {"checkpoint_seconds"}}
+    if isinstance(config, BaselineConfig):
+        without = {"model": True, "training": without["training"] if config.train else True}
+    return config.model_dump(mode="json", exclude=without)
 
 
 def _located(place: str, step: Step) -> Any:

@@ -14,9 +14,8 @@ import torch
 
 from tasks import claims, context, provenance, store, technique
 from tasks.bundle import Bundle
-from tasks.code_hash import code_hash
 from tasks.errors import NightpressError, TechniqueError
-from tasks.plan import COMPUTING_PACKAGES, Node
+from tasks.plan import COMPUTING_PACKAGES, Node, node_code
 from tasks.runtime.fingerprint import machine
 from tasks.settings import BASELINE
 from tasks.store import Manifest
@@ -115,6 +114,10 @@ def press(
 def _press_claimed(
     workspace: Workspace, node: Node, ground: Ground, progress: Progress, claim: claims.Claim
 ) -> Manifest:
+    if node_code(node.technique, taught=bool(node.teachers)) != node.code:
+        raise TechniqueError(
+            f"the code of {node.technique} was changed while this night runs; start it again"
+        )
     store.note(workspace, node.key, "started", node.technique)
     scratch = workspace.state / "scratch" / node.key
     scratch.mkdir(parents=True, exist_ok=True)
@@ -180,7 +183,6 @@ def _describe(
     workspace: Workspace, node: Node, ground: Ground, seconds: float
 ) -> Callable[..., Manifest]:
     parent = store.manifest(workspace, node.parent) if node.parent else None
-    module = "tasks.training.baseline" if node.technique == BASELINE else f"tasks.{node.technique}"
 
     def describe(**measured: Any) -> Manifest:
         return Manifest(
@@ -192,7 +194,7 @@ def _describe(
             teachers=dict(node.teachers),
             data=dict(ground.data_pointers),
             base_model=dict(ground.base_model_facts),
-            code={**provenance.code(workspace.root), "hash": code_hash(module, "tasks.context")},
+            code={**provenance.code(workspace.root), "hash": node.code},
             versions={p: importlib.metadata.version(p) for p in COMPUTING_PACKAGES},
             machine=machine(),
             seed=node.seed,

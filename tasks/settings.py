@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -48,7 +48,7 @@ class Settings(Frozen):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of training; None: the machine's cores, shared among the workers."""
-    workers: int | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     """Nodes pressed side by side; auto: one per GPU, or 1 on CPU."""
     time_limit_minutes: float = Field(default=600, gt=0)
     """A node that takes longer is stopped; the rest of the night goes on."""
@@ -62,14 +62,15 @@ class Settings(Frozen):
     gates: GatesConfig = GatesConfig()
     registry: RegistryConfig = RegistryConfig()
 
-    @model_validator(mode="after")
-    def _recipes_have_steps(self) -> "Settings":
-        for name, steps in self.recipes.items():
+    @field_validator("recipes")
+    @classmethod
+    def _have_steps(cls, recipes: dict[str, tuple[Step, ...]]) -> dict[str, tuple[Step, ...]]:
+        for name, steps in recipes.items():
             if name == BASELINE:
                 raise ValueError(f"`{BASELINE}` is the baseline's own name; rename the recipe")
             if not steps:
                 raise ValueError(f"recipe `{name}` has no steps")
-        return self
+        return recipes
 
 
 def load(
@@ -81,25 +82,48 @@ def load(
 ) -> Settings:
     """Read `path`, apply the profile, then `key.path=value` overrides; check the whole.
 
-    `only` keeps the recipes named, and those that teach them.
+    `only` keeps the recipes named, and those that teach them. Without overrides the profiles that
+    are not asked for are checked too.
 
     Raises SettingsError: one line with the place and, where a name is wrong, the nearest one.
     """
     document = _read(path)
+    profiles = _profiles(document, path)
+    if profile is not None and profile not in profiles:
+        raise SettingsError(f"{path}: no profile `{profile}`{nearest(profile, profiles)}")
+    settings = _checked(path, document, profile, overrides)
+    # an override may be at odds with a profile that it was not meant for
+    for other in profiles if not overrides else ():
+        _checked(path, document, other, ())
+    settings = _inherit_training(settings)
+    return settings if only is None else _select(settings, only)
+
+
+def _checked(path: Path, document: Any, profile: str | None, overrides: Sequence[str]) -> Settings:
+    """Return the settings of the file, with the profile and the overrides laid on."""
     raw = _plain(document)
-    profiles = raw.pop("profiles", None) or {}
+    profiles = raw.pop("profiles", None)
     if profile is not None:
-        if profile not in profiles:
-            raise SettingsError(f"{path}: no profile `{profile}`{nearest(profile, profiles)}")
-        raw = merge(raw, profiles[profile])
+        raw = merge(raw, profiles[profile] or {})
     for override in overrides:
         raw = merge(raw, _parse_override(override))
-    raw = _inherit_training(raw)
     try:
-        settings = Settings.model_validate(raw)
+        return Settings.model_validate(raw)
     except ValidationError as error:
-        raise SettingsError(_first_line(error, path, document, profile)) from error
-    return settings if only is None else _select(settings, only)
+        first = first_problem(error)
+        place = _place(_location(first, raw), path, document, profile, overrides)
+        others = {tuple(_location(p, raw)) for p in error.errors(include_url=False)}
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        raise SettingsError(f"{place}: {explain(first, Settings, raw)}{more}") from error
+
+
+def _profiles(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return name → what the profile changes; None where nothing stands below its name."""
+    found = _plain(document.get("profiles")) or {}
+    if not isinstance(found, dict) or not all(isinstance(p, dict | None) for p in found.values()):
+        line = _line_of(document, ["profiles"])
+        raise SettingsError(f"{path}:{line}: `profiles` must hold names with settings below them")
+    return found
 
 
 def _select(settings: Settings, only: Sequence[str]) -> Settings:
@@ -113,7 +137,8 @@ def _select(settings: Settings, only: Sequence[str]) -> Settings:
         if name not in kept:
             kept[name] = settings.recipes[name]
             teachers = (step.settings.get("teacher") for step in kept[name])
-            waiting += [t for t in teachers if t in settings.recipes]
+            # what is no name at all is told when the plan is made
+            waiting += [t for t in teachers if isinstance(t, str) and t in settings.recipes]
     ordered = {name: steps for name, steps in settings.recipes.items() if name in kept}
     return settings.model_copy(update={"recipes": ordered})
 
@@ -128,7 +153,7 @@ def _read(path: Path) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise SettingsError(f"{path}:{line}: not valid YAML: {error.problem}") from error
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:  # ValueError: a date that no calendar has
         raise SettingsError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(document, Mapping):
         raise SettingsError(f"{path} must hold settings as `name: value` lines")
@@ -167,7 +192,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise SettingsError(f"-S {text}: write it as `name.of.setting=value`")
     try:
         parsed = _plain(YAML(typ="safe").load(value))
-    except YAMLError as error:
+    except (YAMLError, ValueError) as error:
         raise SettingsError(f"-S {text}: the value is not valid YAML") from error
     nested: Any = parsed
     for part in reversed(parts):
@@ -176,26 +201,59 @@ def _parse_override(text: str) -> dict[str, Any]:
     return result
 
 
-def _inherit_training(raw: dict[str, Any]) -> dict[str, Any]:
+def _inherit_training(settings: Settings) -> Settings:
     """Lay the baseline's own training settings over the general ones."""
-    general, baseline = raw.get("training"), raw.get("baseline")
-    if isinstance(general, Mapping) and isinstance(baseline, Mapping):
-        own = baseline.get("training") or {}
-        return {**raw, "baseline": {**baseline, "training": merge(general, own)}}
-    return raw
+    own = settings.baseline.training
+    training = settings.training.model_copy(
+        update={name: getattr(own, name) for name in own.model_fields_set}
+    )
+    baseline = settings.baseline.model_copy(update={"training": training})
+    return settings.model_copy(update={"baseline": baseline})
 
 
-def _first_line(error: ValidationError, path: Path, document: Any, profile: str | None) -> str:
-    """Return the first problem as `file:line: setting: what is wrong; the nearest name`."""
-    problems = error.errors(include_url=False)
-    first = first_problem(error)
-    location = [part for part in first["loc"] if part != "[key]"]
-    line = _line_of(document, location)
-    if line is None and profile is not None:
-        line = _line_of(document, ["profiles", profile, *location])
-    place = f"{path}:{line}" if line is not None else f"{path} (with -S)"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {explain(first, Settings)}{more}"
+def _place(
+    location: Sequence[Any],
+    path: Path,
+    document: Any,
+    profile: str | None,
+    overrides: Sequence[str],
+) -> str:
+    """Return where the setting got its value last: an override, or the file's line."""
+    for override in reversed(overrides):
+        key = override.partition("=")[0].strip().split(".")
+        if key == [str(part) for part in location[: len(key)]]:
+            return f"-S {override}"
+    named = "" if profile is None else f": with profile `{profile}`"
+    in_profile = ["profiles", profile, *location]
+    line = _line_of(document, in_profile if _holds(document, in_profile) else location)
+    return f"{path}{'' if line is None else f':{line}'}{named}"
+
+
+def _holds(given: Any, location: Sequence[Any]) -> bool:
+    """Tell whether the setting at `location` is given here."""
+    for part in location:
+        if not _is_in(part, given):
+            return False
+        given = given[part]
+    return True
+
+
+def _is_in(part: Any, given: Any) -> bool:
+    if isinstance(given, Mapping):
+        return part in given
+    return isinstance(given, list) and isinstance(part, int) and part < len(given)
+
+
+def _location(problem: Any, given: Any) -> list[Any]:
+    """Return the path of the setting, without what pydantic adds: a union's kinds, `[key]`."""
+    location = []
+    for part in problem["loc"]:
+        if _is_in(part, given):
+            given = given[part]
+        elif problem["type"] != "missing":
+            continue
+        location.append(part)
+    return location
 
 
 def first_problem(error: ValidationError) -> Any:
@@ -205,9 +263,12 @@ def first_problem(error: ValidationError) -> Any:
     return (unknown or problems)[0]
 
 
-def explain(problem: Any, model: type[BaseModel]) -> str:
-    """Return one pydantic problem as `setting.path: message`, with the nearest valid name."""
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
+def explain(problem: Any, model: type[BaseModel], given: Any) -> str:
+    """Return one pydantic problem as `setting.path: message`, with the nearest valid name.
+
+    `model` is the settings class that refused what was `given`.
+    """
+    location = [str(part) for part in _location(problem, given)]
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
@@ -219,8 +280,8 @@ def explain(problem: Any, model: type[BaseModel]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "string_pattern_mismatch":
         message = "only letters, digits, `-` and `_` can stand in this name"
-    given = problem["input"]
-    shown = f" (it is {given!r})" if isinstance(given, str | int | float | bool) else ""
+    value = problem["input"]
+    shown = f" (it is {value!r})" if isinstance(value, str | int | float | bool) else ""
     return f"`{name}`: {message}{shown}" if name else message
 
 
@@ -229,18 +290,11 @@ def _line_of(document: Any, location: Sequence[Any]) -> int | None:
     node, line = document, None
     for part in location:
         lc = getattr(node, "lc", None)
-        if lc is None or lc.data is None:
+        if lc is None or lc.data is None or part not in lc.data:
             break
-        if part not in lc.data:
-            # a short-form step hides one level: `- technique: {…}`
-            if isinstance(node, Mapping) and len(node) == 1:
-                node = next(iter(node.values()))
-            continue
         line = lc.data[part][0] + 1
         node = node[part]
-    if line is None and location and isinstance(document, Mapping) and location[0] not in document:
-        return None
-    return line if line is not None else 1
+    return line
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:

@@ -3,7 +3,7 @@
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,24 +27,15 @@ class Found:
 
     format: tables.Format | None
     """None for a hub's data set, which tells its own."""
-    delimiter: str | None
-    columns: tuple[str, ...]
-    has_header: bool
-    """False: the first line looks like a row; name the columns in `source.columns`."""
     text: str
     label: str
     label_counts: dict[str, int]
     """In the order of the labels; rows with no label are not counted."""
     num_rows: int
-    num_unlabelled: int
     num_duplicates: int
     """Rows whose text occurred before, after normalization."""
     words_p50: int
     words_p95: int
-    words_max: int
-    characters_p50: int
-    characters_p95: int
-    characters_max: int
     max_length: int
     """Tokens that 95% of the texts should fit in: an estimate from their words."""
 
@@ -55,7 +46,9 @@ def inspect(
     """Read the whole data set at `address` and say what it holds.
 
     Columns that are not named are guessed: the text is the column of longest cells, the label one
-    of few different values. `root` is where relative paths start (None: here). Raises SourceError.
+    of few different values. `root` is where relative paths start (None: here).
+
+    Raises SourceError where it cannot be read, has no header, or holds no two labels.
     """
     start = root or Path.cwd()
     parsed = addresses.parse(address, start)
@@ -71,7 +64,7 @@ def inspect(
         names = tables.columns(table)
         text, label = _guess(table, names, text, label)
         hub = isinstance(parsed, HubAddress | HubFolder)
-        return _measure(table, names, text, label, None if hub else table.format)
+        return _measure(table, text, label, None if hub else table.format)
 
 
 def _guess(
@@ -80,6 +73,7 @@ def _guess(
     """Return the columns of text and label; those named are checked when they are read."""
     if text is not None and label is not None:
         return text, label
+    _check_names(table, (name for name in names if _is_number(name)))
     if len(names) < 2:
         raise SourceError(f"{table.shown} has one column; a text and a label are needed")
     sample = _sample(table, names)
@@ -99,7 +93,19 @@ def _guess(
                 f"values); name it with --label: {', '.join(names)}"
             )
         label = min(few, key=lambda name: (not _named_like_label(name), candidates[name]))
+        _check_names(table, [label] if label in sample[label] else [])
     return text, label
+
+
+def _check_names(table: tables.Table, strange: Iterable[str]) -> None:
+    """Refuse a table with names of columns that look like cells: it has no header."""
+    found = next(iter(strange), None)
+    if found is not None and table.format in ("csv", "tsv"):
+        raise SourceError(
+            f"{table.shown}: the first line looks like a row, not like names of columns (it holds "
+            f"`{found}`); put a line of names before it, or, if they are names, give --text and "
+            "--label"
+        )
 
 
 def _named_like_label(name: str) -> bool:
@@ -119,52 +125,30 @@ def _sample(table: tables.Table, names: Sequence[str]) -> dict[str, list[str]]:
     return columns
 
 
-def _measure(
-    table: tables.Table,
-    names: Sequence[str],
-    text: str,
-    label: str,
-    form: tables.Format | None,
-) -> Found:
+def _measure(table: tables.Table, text: str, label: str, form: tables.Format | None) -> Found:
     counts: Counter[str] = Counter()
     words: list[int] = []
-    characters: list[int] = []
     seen: set[bytes] = set()
-    unlabelled = 0
     for _, (cell, target) in tables.rows(table, (text, label)):
         shown = normalize.shown(cell or "")
-        target = (target or "").strip()
-        if not target:
-            unlabelled += 1
-        else:
-            counts[target] += 1
+        counts[(target or "").strip()] += 1
         words.append(len(shown.split()))
-        characters.append(len(shown))
         seen.add(normalize.digest(shown))
     if not words:
         raise SourceError(f"{table.shown} has a header and no rows")
+    del counts[""]
     _check_labels(table, label, counts)
     words.sort()
-    characters.sort()
     p95 = _quantile(words, 0.95)
-    delimited = form in ("csv", "tsv")
     return Found(
         format=form,
-        delimiter=tables.delimiter(table, (text, label)) if delimited else None,
-        columns=tuple(names),
-        has_header=not (delimited and any(_is_number(name) for name in names)),
         text=text,
         label=label,
         label_counts={name: counts[name] for name in in_order(counts)},
         num_rows=len(words),
-        num_unlabelled=unlabelled,
         num_duplicates=len(words) - len(seen),
         words_p50=_quantile(words, 0.5),
         words_p95=p95,
-        words_max=words[-1],
-        characters_p50=_quantile(characters, 0.5),
-        characters_p95=_quantile(characters, 0.95),
-        characters_max=characters[-1],
         max_length=_tokens(p95),
     )
 

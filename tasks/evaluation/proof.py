@@ -41,7 +41,9 @@ def substance(model: nn.Module, size_bytes: int, num_quantized: int) -> Substanc
 def prove(baseline: Substance, variant: Substance, effects: Mapping[str, str]) -> Proof:
     """Say what a recipe changed, given technique → effect that it is known by.
 
-    Every step must have left its mark, or nothing is proven.
+    Every effect among them must show between baseline and variant, or nothing is proven. Steps of
+    one effect are proven together: which of two that leave fewer parameters did so cannot be told
+    from the two ends of a recipe. Of a step known by its answers alone nothing is proven here.
     """
     fewer = 1 - variant.num_parameters / baseline.num_parameters
     share = variant.num_zeros / variant.num_parameters

@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 from tasks import technique
 from tasks.evaluation.quality import Quality
 from tasks.plan import Node, Plan
@@ -17,7 +19,7 @@ from tasks.registry.night_facts import (
     ValidationFacts,
     VariantRow,
 )
-from tasks.runtime.latency import Ratio
+from tasks.runtime.latency import Latency, Ratio
 from tasks.settings import BASELINE
 from tasks.store import Manifest
 from tasks.trial import EAGER, Trial
@@ -68,9 +70,11 @@ def _metrics(key: str, plan: Plan, trial: Trial) -> dict[str, float]:
         "latency.p50_ms": latency.p50_ms,
         "latency.p95_ms": latency.p95_ms,
         "latency.throughput": latency.throughput,
+        "latency.noise": _noise(latency),
         "size_bytes": float(trial.exports[key].facts.size_bytes),
         "memory.peak_mb": trial.measured.memory_mb[key],
         "agreement": answers.agreement.labels,
+        "test.agreement_distance": answers.agreement.distance,
     }
     for split, quality in {"validation": answers.validation, "test": answers.test}.items():
         metrics |= {f"{split}.{name}": value for name, value in _figures(quality).items()}
@@ -79,6 +83,7 @@ def _metrics(key: str, plan: Plan, trial: Trial) -> dict[str, float]:
     if key != plan.baseline:
         metrics["loss_points"] = trial.losses[key].points
         metrics["loss_bound_points"] = trial.losses[key].bound_points
+        metrics["test.mcnemar_p"] = trial.losses[key].mcnemar_p
         metrics["speedup.pytorch"] = trial.speedups[key][EAGER].value
         metrics["speedup.fp32"] = trial.speedups[key][plan.baseline].value
     return metrics
@@ -106,7 +111,14 @@ def figures(key: str, trial: Trial) -> Figures:
         size_bytes=trial.exports[key].facts.size_bytes,
         memory_mb=trial.measured.memory_mb[key],
         macro_f1=test.macro_f1,
+        noise=_noise(latency),
     )
+
+
+def _noise(latency: Latency) -> float:
+    """Return half the spread of the middle half of the rounds' medians, over their median."""
+    first, median, third = np.quantile(np.median(latency.rounds_ms, axis=1), [0.25, 0.5, 0.75])
+    return float((third - first) / 2 / median)
 
 
 def eager_figures(trial: Trial, size_bytes: int) -> Figures:
@@ -119,6 +131,7 @@ def eager_figures(trial: Trial, size_bytes: int) -> Figures:
         throughput=latency.throughput,
         size_bytes=size_bytes,
         macro_f1=trial.eager.macro_f1,
+        noise=_noise(latency),
     )
 
 
@@ -127,6 +140,7 @@ def variant_row(
 ) -> VariantRow:
     """Return the report's row of a variant that was tried."""
     verdict, loss, speedups = trial.verdicts[key], trial.losses[key], trial.speedups[key]
+    agreement = trial.answers[key].agreement
     return VariantRow(
         recipe=", ".join(plan.recipes_of(key)),
         node_key=key,
@@ -136,7 +150,9 @@ def variant_row(
         figures=figures(key, trial),
         loss_points=loss.points,
         loss_bound_points=loss.bound_points,
-        agreement=trial.answers[key].agreement.labels,
+        agreement=agreement.labels,
+        distance=agreement.distance,
+        mcnemar_p=loss.mcnemar_p,
         speedup_eager=_interval(speedups[EAGER]),
         speedup_fp32=_interval(speedups[plan.baseline]),
         on_front=key in trial.front,

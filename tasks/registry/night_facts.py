@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.errors import StoreError
 
 FORMAT = 1
-
-# figures of other machines or of a failed part may be missing, but an unknown key is a mistake
-_STRICT = ConfigDict(extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,8 @@ class Figures:
     size_bytes: int
     memory_mb: float | None = None
     macro_f1: float | None = None
+    noise: float | None = None
+    """Half the spread of the middle half of the rounds' medians, as a share of their median."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,10 @@ class VariantRow:
     """One-sided 95% bound of that loss."""
     agreement: float | None = None
     """Share of texts that get the baseline's label."""
+    distance: float | None = None
+    """Mean total-variation distance of its probabilities from the baseline's, 0 to 1."""
+    mcnemar_p: float | None = None
+    """Exact two-sided McNemar test of its accuracy against the baseline's."""
     speedup_eager: Interval | None = None
     """p50 of the PyTorch baseline divided by this one's."""
     speedup_fp32: Interval | None = None

@@ -36,7 +36,9 @@ class TextClassifier(PythonModel):  # type: ignore[misc]
         """
         texts = _texts(model_input)
         names = list(self.session.labels)
-        found = self.session.probabilities(texts) if texts else []
+        # one at a time, as the model was judged: an int8 model's answer to a text depends on what
+        # shares its batch
+        found = self.session.probabilities(texts, batch_size=1) if texts else []
         best = [int(row.argmax()) for row in found]
         return pd.DataFrame(
             {

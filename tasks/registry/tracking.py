@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 NODE = "nightpress.node"
+FINGERPRINT = "nightpress.fingerprint"
+MEASURED_RUN = "nightpress.measured_run"
 _NIGHT = "nightpress.night"
 _KIND = "nightpress.kind"
+_PARENT_MODEL = "nightpress.parent_model"
 _PARENT_RUN = "mlflow.parentRunId"
 _SOURCE_NAME = "mlflow.source.name"
 
@@ -106,13 +109,12 @@ def log_variant(
     for model in left:
         if str(model.status) == "READY":
             return model
-    _discard(client, experiment_id, facts.node_key, left)
-    tags = _tags(client, night_run, facts, parent_model)
-    run = client.create_run(
-        experiment_id, run_name=facts.recipe, tags={**tags, _PARENT_RUN: night_run}
-    )
-    run_id = run.info.run_id
-    params = _params(facts)
+    for model in left:
+        client.delete_logged_model(model.model_id)
+    for run in _runs_of(client, experiment_id, facts.node_key):
+        client.delete_run(run.info.run_id)
+    tags, params = _tags(facts, parent_model), _params(facts)
+    run_id = _create_run(client, experiment_id, night_run, facts, tags)
     with tempfile.TemporaryDirectory(prefix="nightpress-") as folder:
         model = client.create_logged_model(
             experiment_id,
@@ -140,6 +142,29 @@ def log_variant(
     client.set_terminated(run_id)
     # the last act: a model that is READY is one whose run is whole
     return client.finalize_logged_model(model.model_id, "READY")
+
+
+def log_measurement(
+    client: "MlflowClient", night_run: str, facts: VariantFacts, model_id: str
+) -> None:
+    """Log what a later night measured of a variant as a child run of its own, once.
+
+    `model_id` is the variant's LoggedModel, which the run takes and does not make.
+    """
+    from mlflow.entities import LoggedModelInput
+
+    experiment_id = client.get_run(night_run).info.experiment_id
+    for run in _runs_of(client, experiment_id, facts.node_key, facts.measured_run):
+        if run.info.status == "FINISHED":
+            return
+        client.delete_run(run.info.run_id)  # of one who was killed half-way
+    parent_model = client.get_logged_model(model_id).tags.get(_PARENT_MODEL)
+    tags = _tags(facts, parent_model)
+    run_id = _create_run(client, experiment_id, night_run, facts, tags)
+    _log_batch(client, run_id, facts.metrics, _params(facts), model_id, facts.data)
+    _log_data(client, run_id, facts.data)
+    client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+    client.set_terminated(run_id)
 
 
 def metric_name(name: str) -> str:
@@ -170,28 +195,40 @@ def _models_of(client: "MlflowClient", experiment_id: str, node: str) -> list[An
     )
 
 
-def _discard(client: "MlflowClient", experiment_id: str, node: str, models: list[Any]) -> None:
-    """Delete what an attempt left that was killed half-way."""
-    for model in models:
-        client.delete_logged_model(model.model_id)
-    for run in client.search_runs([experiment_id], f"tags.`{NODE}` = '{node}'"):
-        client.delete_run(run.info.run_id)
+def _runs_of(
+    client: "MlflowClient", experiment_id: str, node: str, measured_run: str | None = None
+) -> list[Any]:
+    """Return the node's runs; those alone that tell one night's measurement, where it is given."""
+    query = f"tags.`{NODE}` = '{node}'"
+    if measured_run is not None:
+        query += f" and tags.`{MEASURED_RUN}` = '{measured_run}'"
+    return list(client.search_runs([experiment_id], query))
 
 
-def _tags(
-    client: "MlflowClient", night_run: str, facts: VariantFacts, parent_model: str | None
-) -> dict[str, str]:
+def _create_run(
+    client: "MlflowClient",
+    experiment_id: str,
+    night_run: str,
+    facts: VariantFacts,
+    tags: Mapping[str, str],
+) -> str:
+    run = client.create_run(
+        experiment_id, run_name=facts.recipe, tags={**tags, _PARENT_RUN: night_run}
+    )
+    return str(run.info.run_id)
+
+
+def _tags(facts: VariantFacts, parent_model: str | None) -> dict[str, str]:
     tags = {
         NODE: facts.node_key,
         _KIND: "variant",
         _SOURCE_NAME: "nightpress",
         "nightpress.recipe": facts.recipe,
         "nightpress.parent": facts.ancestors[0] if facts.ancestors else "",
-        "nightpress.parent_model": parent_model or "",
+        _PARENT_MODEL: parent_model or "",
         "nightpress.data": facts.data.md5,
-        "nightpress.fingerprint": facts.fingerprint,
-        "nightpress.measured_run": facts.measured_run
-        or client.get_run(night_run).data.tags.get(_NIGHT, night_run),
+        FINGERPRINT: facts.fingerprint,
+        MEASURED_RUN: facts.measured_run,
     }
     return {key: value[:_TAG_LENGTH] for key, value in tags.items() if value}
 

@@ -66,28 +66,45 @@ def register_variant(
 ) -> Version:
     """Return the variant's one version of `NAME-candidates`, logged and made where it is new.
 
-    Its verdict is brought up to date in any case. Raises ServiceError.
+    In any case its tags tell tonight's verdict and the measurement under it; one that the registry
+    does not know yet is logged. Raises ServiceError.
     """
     model = candidates_of(name)
-    verdict = verdict_tags(facts.passed, facts.reasons)
-    found = find(client, model, facts.node_key)
+    version = find(client, model, facts.node_key) or _first(client, model, night_run, facts)
+    told = {
+        **verdict_tags(facts.passed, facts.reasons),
+        tracking.FINGERPRINT: facts.fingerprint,
+        # the last one: until it is told, all that comes before is done again
+        tracking.MEASURED_RUN: facts.measured_run,
+    }
     with talking(client):
-        if found is None:
-            parent = _nearest_model(client, model, facts.ancestors)
-            logged = tracking.log_variant(client, night_run, facts, parent)
-            return _create(
-                client,
-                model,
-                source=_source(client, logged),
-                run_id=logged.source_run_id,
-                model_id=logged.model_id,
-                tags={**_shown(logged.tags), _MODEL: logged.model_id, **verdict},
-                description=_describe(facts),
-            )
-        for key, value in verdict.items():
-            if found.tags.get(key) != value:
-                client.set_model_version_tag(model, str(found.number), key, value)
-    return replace(found, tags={**found.tags, **verdict})
+        if version.tags.get(tracking.MEASURED_RUN) != facts.measured_run:
+            assert version.model_id
+            tracking.log_measurement(client, night_run, facts, version.model_id)
+        for key, value in told.items():
+            if version.tags.get(key) != value:
+                client.set_model_version_tag(model, str(version.number), key, value)
+    return replace(version, tags={**version.tags, **told})
+
+
+def _first(client: "MlflowClient", model: str, night_run: str, facts: VariantFacts) -> Version:
+    """Log the variant, and make its version."""
+    with talking(client):
+        parent = _nearest_model(client, model, facts.ancestors)
+        logged = tracking.log_variant(client, night_run, facts, parent)
+        return _create(
+            client,
+            model,
+            source=_source(client, logged),
+            run_id=logged.source_run_id,
+            model_id=logged.model_id,
+            tags={
+                **_shown(logged.tags),
+                _MODEL: logged.model_id,
+                **verdict_tags(facts.passed, facts.reasons),
+            },
+            description=_describe(facts),
+        )
 
 
 def verdict_tags(passed: bool, reasons: Sequence[str]) -> dict[str, str]:

@@ -41,6 +41,11 @@ def between(ratio: Interval | None) -> str:
     return "" if ratio is None else f"{ratio.lower:.2f} to {ratio.upper:.2f}"
 
 
+def chance(p: float | None) -> str:
+    """Return a p-value; what is less than a thousandth as that."""
+    return "< 0.001" if p is not None and p < 0.001 else number(p, 3)
+
+
 def shrink(baseline: Figures | None, row: VariantRow) -> str:
     """Return how many times smaller than the baseline the variant's files are."""
     if baseline is None or row.figures is None or not row.figures.size_bytes:

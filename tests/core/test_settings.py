@@ -83,6 +83,14 @@ def test_only_keeps_a_recipes_teachers(params: Path) -> None:
         ("  label: stars", "", "name the column of labels"),
         ("{epochs: 2}", "{epochs: 2", "not valid YAML"),
         ("name: reviews", "name: reviews\nname: again", "duplicate key"),
+        ("name: reviews", "name: 2020-13-45", "not valid YAML: month must be in 1..12"),
+        ("name: reviews", "name: x\nworkers: 0", ":2: `workers`: Input should be greater than or"),
+        ("3e-4", "lots", ":10: `training.learning_rate`: Input should be a valid number"),
+        ("{epochs: 0.5}", "{epochs: lots}", ":21: with profile `quick`: `training.epochs`: Input"),
+        ("{epochs: 0.5}", "{epoch: 1}", "with profile `quick`: unknown setting `training.epoch`"),
+        ("    training: {epochs: 0.5}", "    source: null", "quick`: setting `source` is missing"),
+        ("  quick:", "  slow: 3\n  quick:", ":19: `profiles` must hold names with settings"),
+        ("    - quantization.dynamic", "    []", ":11: `recipes`: recipe `int8` has no steps"),
     ],
 )
 def test_one_line_with_place_and_cure(params: Path, old: str, new: str, expected: str) -> None:
@@ -92,6 +100,29 @@ def test_one_line_with_place_and_cure(params: Path, old: str, new: str, expected
     assert expected in str(caught.value)
     assert str(params) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "more)" not in str(caught.value)
+
+
+def test_an_empty_profile_changes_nothing(params: Path) -> None:
+    params.write_text(GOOD[: GOOD.index("    training: {epochs: 0.5}")])
+    assert settings.load(params, profile="quick") == settings.load(params)
+
+
+def test_what_is_told_twice_is_placed_where_it_was_said_last(params: Path) -> None:
+    params.write_text(GOOD.replace("{epochs: 0.5}", "{epochs: lots}") + "seed: 5\n")
+    for profile, override, expected in [
+        (None, "seed=x", "-S seed=x: `seed`: "),
+        ("quick", "seed=7", f"{params}:21: with profile `quick`: `training.epochs`: "),
+        ("quick", "training.epochs=none", "-S training.epochs=none: `training.epochs`: "),
+    ]:
+        with pytest.raises(SettingsError) as caught:
+            settings.load(params, profile=profile, overrides=[override])
+        assert str(caught.value).startswith(expected)
+
+
+def test_only_leaves_a_teacher_that_is_no_name_to_the_plan(params: Path) -> None:
+    params.write_text(GOOD.replace("{teacher: small}", "{teacher: [small]}"))
+    assert set(settings.load(params, only=["taught"]).recipes) == {"taught"}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +131,7 @@ def test_one_line_with_place_and_cure(params: Path, old: str, new: str, expected
         ({"profile": "quik"}, "no profile `quik`; did you mean `quick`?"),
         ({"overrides": ["training.epochs"]}, "write it as `name.of.setting=value`"),
         ({"overrides": ["training.epocs=2"]}, "did you mean `epochs`?"),
+        ({"overrides": ["name=2020-13-45"]}, "the value is not valid YAML"),
         ({"only": ["int9"]}, "no recipe `int9`; did you mean `int8`?"),
     ],
 )

@@ -36,7 +36,7 @@ def test_each_effect_is_proven_by_its_own_mark() -> None:
                 assert "family.step changed nothing" in proof.message
 
 
-def test_a_chain_is_proven_when_every_step_is() -> None:
+def test_a_chain_is_proven_when_every_effect_of_it_is() -> None:
     variant = Substance(700, 350, 700, 20)
     effects = {"structure.layer_drop": "parameters", "quantization.dynamic": "quantized"}
     proof = prove(BASE, variant, effects)
@@ -46,6 +46,13 @@ def test_a_chain_is_proven_when_every_step_is() -> None:
     silent = prove(BASE, Substance(700, 350, 2800, 0), effects)
     assert not silent.changed
     assert silent.message.startswith("quantization.dynamic changed nothing")
+
+
+def test_steps_of_one_effect_are_proven_together() -> None:
+    effects = {"structure.layer_drop": "parameters", "pruning.structured": "parameters"}
+    assert prove(BASE, Substance(700, 7, 2800, 0), effects).message == "30% fewer parameters"
+    silent = prove(BASE, BASE, effects)
+    assert silent.message.startswith("structure.layer_drop, pruning.structured changed nothing")
 
 
 def test_zeros_are_said_to_bring_no_speed() -> None:

@@ -10,6 +10,8 @@ from tests import workspaces
 
 pytestmark = pytest.mark.slow
 
+ONE_CLASS = b"text,label\n" + b"".join(b"good film %d,positive\n" % i for i in range(50))
+
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,16 +33,20 @@ def recipe(*steps: Any) -> str:
     ("override", "code", "expected"),
     [
         (recipe("pruning.magnitud"), 2, "did you mean `pruning.magnitude`?"),
-        (recipe({"pruning.magnitude": {"sparsity": 1.0}}), 2, "sparsity"),
+        (recipe({"pruning.magnitude": {"sparsity": 1.0}}), 2, "`sparsity`: Input should be less"),
         (recipe({"distillation.logits": {"teacher": "bad"}}), 2, "in a circle: bad → bad"),
-        (recipe("quantization.dynamic", {"structure.layer_drop": {"keep": 2}}), 2, "can follow"),
+        (
+            recipe("quantization.dynamic", {"structure.layer_drop": {"keep": 2}}),
+            2,
+            "recipes.bad[1] structure.layer_drop: nothing can follow `quantization.dynamic`",
+        ),
         (recipe({"structure.layer_drop": {"keeps": 2}}), 2, "did you mean `keep`?"),
-        ("recipes.../../x=[quantization.dynamic]", 2, "-S recipes.../../x"),
-        ("training.epochs=none", 2, "number"),
-        ("baseline.model=./nowhere", 3, "nowhere"),
-        ("source.address=nowhere.csv", 3, "nowhere.csv"),
-        ("source.text=words", 3, "words"),
-        ("device=cuda", 2, "no GPU"),
+        ("recipes.../../x=[quantization.dynamic]", 2, "write it as `name.of.setting=value`"),
+        ("training.epochs=none", 2, "`training.epochs`: Input should be a valid number"),
+        ("baseline.model=./nowhere", 3, "nowhere is not a folder with a model"),
+        ("source.address=nowhere.csv", 3, "does not exist; did you mean `reviews.csv`?"),
+        ("source.text=words", 3, "no column `words`; valid: label, text"),
+        ("device=cuda", 2, "no GPU is visible here; use `auto` or `cpu`"),
     ],
 )
 def test_plan_says_what_is_wrong(checkout: Path, override: str, code: int, expected: str) -> None:
@@ -52,12 +58,12 @@ def test_plan_says_what_is_wrong(checkout: Path, override: str, code: int, expec
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "empty"),
-        (b"text,label\n", "no"),
-        (b"text,label\n" + b"".join(b"good film %d,positive\n" % i for i in range(50)), "one"),
-        (b"text,label\nfine \xff film,positive\n", "UTF-8"),
-        (b"text,label\n" + b"x" * 10_000_000 + b",positive\n", "broken.csv:2"),
-        (b"words,label\na film,positive\n", "text"),
+        (b"", "broken.csv is empty"),
+        (b"text,label\n", "broken.csv holds no text"),
+        (ONE_CLASS, "all rows have one label, `positive`; at least two are needed"),
+        (b"text,label\nfine \xff film,positive\n", "broken.csv:2: byte 0xff at position 6"),
+        (b"text,label\n" + b"x" * 10_000_000 + b",positive\n", "broken.csv:2: the line is longer"),
+        (b"words,label\na film,positive\n", "no column `text`; valid: label, words"),
     ],
     ids=["empty", "header alone", "one class", "not UTF-8", "10 MB line", "missing column"],
 )
@@ -82,11 +88,11 @@ def test_a_model_without_tokenizer_is_refused(checkout: Path) -> None:
         (bare / name).write_bytes((checkout / "base" / name).read_bytes())
     code, line = told(checkout, "plan", "-S", "baseline.model=./bare")
     assert code == 3
-    assert "tokenizer" in line
+    assert "./bare: the model has no tokenizer" in line
 
 
 def test_outside_a_checkout_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(json.dumps(workspaces.QUICK))
     code, line = told(tmp_path, "plan")
     assert code == 2
-    assert "not in a Nightpress checkout" in line
+    assert f"{tmp_path} is not in a Nightpress checkout" in line

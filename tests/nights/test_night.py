@@ -28,12 +28,24 @@ def events(root: Path, event: str) -> list[str]:
         return [key for (key,) in rows]
 
 
+def tracked(root: Path, query: str) -> list[str]:
+    """The first column of what MLflow's database answers."""
+    with sqlite3.connect(root / "mlflow" / "mlflow.db") as connection:
+        return [row[0] for row in connection.execute(query)]
+
+
 def test_ends_with_a_champion_and_every_variant_registered(night: Path) -> None:
     told = facts(night)
     assert told["champion_after"] is not None
     variants = {row["recipe"]: row for row in told["variants"]}  # type: ignore[attr-defined]
     assert set(variants) == set(workspaces.QUICK["recipes"])  # type: ignore[call-overload]
     assert all(row["version"] for row in variants.values())
+    for row in variants.values():
+        assert 0 <= row["distance"] <= 1
+        assert 0 < row["mcnemar_p"] <= 1
+        assert row["figures"]["noise"] >= 0
+    metrics = tracked(night, "select distinct key from latest_metrics")
+    assert {"test.agreement_distance", "test.mcnemar_p", "latency.noise"} <= set(metrics)
     assert (night / "report.html").stat().st_size > 5_000
 
 
@@ -48,7 +60,7 @@ def test_the_champion_answers(night: Path) -> None:
 
 def test_an_unchanged_night_presses_and_registers_nothing(night: Path) -> None:
     pressed = events(night, "published")
-    before = facts(night)
+    before, runs = facts(night), tracked(night, "select run_uuid from runs")
     done = workspaces.nightpress(night, "run", "--json")
     assert done.returncode == 0, done.stderr
     after = json.loads(done.stdout)
@@ -56,6 +68,21 @@ def test_an_unchanged_night_presses_and_registers_nothing(night: Path) -> None:
     assert {node["status"] for node in after["nodes"]} == {"cached"}
     assert [v["version"] for v in after["variants"]] == [v["version"] for v in before["variants"]]  # type: ignore[attr-defined]
     assert after["champion_after"] == before["champion_after"]
+    assert len(tracked(night, "select run_uuid from runs")) == len(runs) + 1  # the night itself
+
+
+def test_a_night_whose_checkpoints_lie_in_dvc_alone_presses_nothing(
+    night: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(night, root)
+    shutil.rmtree(root / "data" / "checkpoints")
+    done = workspaces.nightpress(root, "run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert events(root, "published") == events(night, "published")
+    told = json.loads(done.stdout)
+    assert {node["status"] for node in told["nodes"]} == {"cached"}
+    assert told["eager"]["size_bytes"] == facts(night)["eager"]["size_bytes"]  # type: ignore[index]
 
 
 def test_two_workers_press_the_same_tree(night: Path, tmp_path: Path) -> None:

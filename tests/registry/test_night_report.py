@@ -103,6 +103,19 @@ def test_page_is_whole_and_asks_nothing_of_the_network():
         assert word in text
 
 
+def test_page_tells_how_alike_the_answers_are_and_how_steady_the_times():
+    text = night_report.html(samples.night())
+    table = text[text.index("<details>") : text.index("</details>")]
+    rows = [re.findall(r"<td>(.*?)</td>", line) for line in table.splitlines() if "<td>" in line]
+    assert rows == [
+        ["Baseline, PyTorch", "", "", "4.6"],
+        ["Baseline, fp32 runtime", "", "", "–"],
+        ["slim-int8", "0.0317", "0.041", "2.3"],
+        ["int8", "0.0317", "0.041", "2.3"],
+        ["third", "0.0317", "&lt; 0.001", "2.3"],
+    ]
+
+
 def test_page_shows_every_node_below_its_parent():
     order = [(depth, node.technique) for depth, node in night_report.tree(samples.night().nodes)]
     assert order == [

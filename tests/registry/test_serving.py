@@ -6,8 +6,11 @@ import urllib.request
 import pandas as pd
 import pytest
 
+from tasks.quantization import dynamic
 from tasks.registry import serving, store, tracking, versions
+from tasks.runtime.export import export
 from tasks.workspace import Workspace
+from tests import tiny
 from tests.registry import samples, servers, tiny_export
 
 # a Python in which nothing but what the registered model asks for can be imported
@@ -60,6 +63,18 @@ def test_long_text_is_cut_and_no_text_is_no_answer(model):
     assert model.predict(pd.DataFrame({"text": pd.Series([], dtype=str)})).empty
 
 
+def test_an_int8_model_answers_many_texts_as_it_answers_each(tmp_path):
+    bundle = tiny.tiny_bert()
+    bundle.export = bundle.export.then(dynamic.STEP, **dynamic.Config().model_dump())
+    export(bundle, tmp_path / "export")
+    serving.save(tmp_path / "export", tmp_path / "model")
+    model = serving.pyfunc().load_model(str(tmp_path / "model"))
+    texts = tiny.examples(20).texts
+    together = model.predict(pd.DataFrame({"text": texts}))["probabilities"].tolist()
+    alone = [model.predict([{"text": text}])["probabilities"][0] for text in texts]
+    assert together == alone
+
+
 def test_wrong_column_is_refused_by_the_signature(model):
     with pytest.raises(Exception, match=r"missing inputs \['text'\]"):
         model.predict(pd.DataFrame({"body": ["superb"]}))
@@ -79,7 +94,7 @@ def test_two_models_with_other_session_code_serve_side_by_side(
     other_code = tmp_path / "session.py"
     other_code.write_text(
         serving._SESSION.read_text() + "\n_real = Session.probabilities\n"
-        "Session.probabilities = lambda self, texts: _real(self, texts)[:, ::-1]\n"
+        "Session.probabilities = lambda *given, **more: _real(*given, **more)[:, ::-1]\n"
     )
     monkeypatch.setattr(serving, "_SESSION", other_code)
     serving.save(export_folder, tmp_path / "model")
@@ -135,6 +150,9 @@ def test_a_server_keeps_the_same_registry(name, export_folder, tmp_path, monkeyp
             versions.set_challenger(client, name, made)
             assert versions.promote(client, name, made).number == 1
         assert (made.number, made.fresh) == (1, False)
+        measured = samples.variant(export_folder, measured_run="2026-01-03")
+        assert versions.register_variant(client, name, night, measured).number == 1
+        assert len(client.search_runs([client.get_run(night).info.experiment_id])) == 3
         done = subprocess.run(
             [sys.executable, "-c", ALONE, f"models:/{name}@champion"],
             capture_output=True, text=True, cwd=tmp_path, timeout=120,

@@ -103,6 +103,86 @@ def test_registering_again_only_brings_the_verdict_up_to_date(client, night, nam
     assert json.loads(only.tags[versions.REASONS]) == []
 
 
+def measured_anew(facts, night="2026-01-05"):
+    """The same node, timed on another machine on a later night."""
+    return dataclasses.replace(
+        facts,
+        measured_run=night,
+        fingerprint="beef",
+        metrics={**facts.metrics, "latency.p50_ms": 0.75},
+        seconds=99.0,
+    )
+
+
+def runs_of(client, night, facts):
+    experiment = client.get_run(night).info.experiment_id
+    return client.search_runs([experiment], f"tags.`{tracking.NODE}` = '{facts.node_key}'")
+
+
+def test_what_a_later_night_measures_is_a_run_of_that_night(client, night, name, export_folder):
+    facts = samples.variant(export_folder)
+    first = versions.register_variant(client, name, night, facts)
+    later = tracking.start_night(client, name, "2026-01-05")
+    again = versions.register_variant(client, name, later, measured_anew(facts))
+    assert (again.number, again.run_id, again.model_id) == (1, first.run_id, first.model_id)
+    assert len(held(client, first.model)) == 1
+    (run,) = [run for run in runs_of(client, night, facts) if run.info.run_id != first.run_id]
+    run = client.get_run(run.info.run_id)  # a search does not tell its models
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == later
+    assert run.data.metrics == {**client.get_run(first.run_id).data.metrics, "latency.p50_ms": 0.75}
+    assert run.data.params["seconds"] == "99.0"
+    assert run.inputs.dataset_inputs[0].dataset.digest == facts.data.md5
+    assert [model.model_id for model in run.inputs.model_inputs] == [first.model_id]
+    times = {m.run_id: m.value for m in client.get_logged_model(first.model_id).metrics
+             if m.key == "latency.p50_ms"}  # fmt: skip
+    assert times == {first.run_id: 1.25, run.info.run_id: 0.75}
+    tags = versions.find(client, first.model, facts.node_key).tags
+    assert tags == again.tags
+    assert (tags[tracking.FINGERPRINT], tags[tracking.MEASURED_RUN]) == ("beef", "2026-01-05")
+    assert client.get_run(first.run_id).data.tags[tracking.MEASURED_RUN] == "2026-01-02"
+
+
+def test_a_night_that_measures_nothing_anew_logs_no_run(client, night, name, export_folder):
+    facts = samples.variant(export_folder)
+    versions.register_variant(client, name, night, facts)
+    later = tracking.start_night(client, name, "2026-01-05")
+    counter = DyingClient(client, 0)
+    versions.register_variant(counter, name, later, facts)
+    assert counter.calls == 0
+    versions.register_variant(client, name, later, measured_anew(facts))
+    # the recipes of the first night again, so its measurement: the tags go back, it is known
+    last = tracking.start_night(client, name, "2026-01-06")
+    back = versions.register_variant(client, name, last, facts)
+    assert back.tags[tracking.MEASURED_RUN] == "2026-01-02"
+    assert versions.find(client, back.model, facts.node_key).tags == back.tags
+    assert len(runs_of(client, night, facts)) == 2
+
+
+def test_death_while_a_later_measurement_is_told_leaves_one_run(client, night, name, export_folder):
+    facts = samples.variant(export_folder)
+    made = versions.register_variant(client, name, night, facts)
+    counter = DyingClient(client, 0)
+    versions.register_variant(counter, name, night, measured_anew(facts))
+    assert counter.calls >= 7
+    for last in range(1, counter.calls + 1):
+        measured = measured_anew(facts, f"dies-{last}")
+        measured = dataclasses.replace(measured, fingerprint=f"machine-{last}")
+        with pytest.raises(Killed):
+            versions.register_variant(DyingClient(client, last), name, night, measured)
+        again = versions.register_variant(client, name, night, measured)
+        assert again.number == made.number
+        assert versions.find(client, made.model, facts.node_key).tags == again.tags
+        (run,) = [
+            run for run in runs_of(client, night, facts)
+            if run.data.tags[tracking.MEASURED_RUN] == measured.measured_run
+        ]  # fmt: skip
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["latency.p50_ms"] == 0.75
+        taken = client.get_run(run.info.run_id).inputs.model_inputs
+        assert [model.model_id for model in taken] == [made.model_id]
+
+
 def test_model_is_linked_to_the_nearest_registered_one_above(client, night, name, export_folder):
     above = versions.register_variant(client, name, night, samples.variant(export_folder, "above"))
     below = versions.register_variant(

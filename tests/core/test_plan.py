@@ -1,0 +1,251 @@
+"""A key changes with all that can change a node's result, and with nothing else."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import code_hash, plan, settings
+from tasks.errors import SettingsError
+from tasks.plan import Inputs, Plan
+
+ROOT = Path(plan.__file__).parents[1]
+SHORT = {"structure.layer_drop": {"keep": 3}}
+RECIPES: dict[str, Any] = {
+    "int8": ["quantization.dynamic"],
+    "small": [SHORT, {"distillation.logits": {"teacher": "baseline"}}],
+    "small-int8": [
+        SHORT,
+        {"distillation.logits": {"teacher": "baseline"}},
+        "quantization.dynamic",
+    ],
+    "taught": [{"pruning.structured": {"teacher": "small"}}],
+    "alone": [{"pruning.structured": {"heads": 0.4}}],
+}
+INPUTS = Inputs(data_md5="d" * 32, base_model_sha256="b" * 64, device="cpu")
+
+
+@pytest.fixture
+def params(tmp_path: Path) -> Path:
+    """A settings file of three recipes of which one teaches another."""
+    path = tmp_path / "params.yaml"
+    document = {
+        "name": "reviews",
+        "source": {"address": "reviews.csv", "label": "stars"},
+        "baseline": {"model": "./model"},
+        "recipes": RECIPES,
+    }
+    path.write_text(json.dumps(document))
+    return path
+
+
+def planned(params: Path, *overrides: str, inputs: Inputs = INPUTS) -> Plan:
+    return plan.make(settings.load(params, overrides=overrides), inputs)
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """The recipes whose last node has another key, and `baseline`."""
+    names = {name for name in before.leaves if before.leaves[name] != after.leaves[name]}
+    return names | ({"baseline"} if before.baseline != after.baseline else set())
+
+
+ALL = {"baseline", *RECIPES}
+
+
+def test_equal_beginnings_are_one_node(params: Path) -> None:
+    made = planned(params)
+    small, int8 = made.recipes["small"], made.recipes["small-int8"]
+    assert int8[: len(small)] == small
+    assert len(made.nodes) == 1 + 1 + 2 + 1 + 1 + 1
+    assert next(iter(made.nodes)) == made.baseline
+    for place, node in enumerate(made.nodes.values()):  # what is needed comes before
+        assert set(node.needs) <= set(list(made.nodes)[:place])
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=14", ALL),
+        ("baseline.max_length=64", ALL),
+        ("baseline.training.epochs=2", ALL),
+        ("recipes.int8=[{quantization.dynamic: {per_channel: false}}]", {"int8"}),
+        (
+            'recipes.small=[{structure.layer_drop: {keep: 2}}, "distillation.logits"]',
+            {"small", "taught"},
+        ),
+        ("recipes.taught=[{pruning.structured: {teacher: baseline}}]", {"taught"}),
+        ("recipes.taught=[{pruning.structured: {heads: 0.6, teacher: small}}]", {"taught"}),
+    ],
+)
+def test_what_can_change_a_result_changes_its_key_and_those_below(
+    params: Path, override: str, expected: set[str]
+) -> None:
+    assert changed(planned(params), planned(params, override)) == expected
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        Inputs("e" * 32, INPUTS.base_model_sha256, "cpu"),
+        Inputs(INPUTS.data_md5, "c" * 64, "cpu"),
+    ],
+)
+def test_other_data_and_another_base_model_change_all_keys(params: Path, inputs: Inputs) -> None:
+    assert changed(planned(params), planned(params, inputs=inputs)) == ALL
+
+
+def test_another_version_changes_all_keys(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned(params)
+    monkeypatch.setattr(plan, "COMPUTING_PACKAGES", plan.COMPUTING_PACKAGES[1:])
+    assert changed(before, planned(params)) == ALL
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.checkpoint_seconds=5",
+        "baseline.training.checkpoint_seconds=5",
+        "recipes.taught=[{pruning.structured: {teacher: small, training: "
+        "{checkpoint_seconds: 5}}}]",
+        "name=other",
+        "threads=1",
+        "workers=2",
+        "time_limit_minutes=5",
+        "baseline.model=./the-same-elsewhere",
+        "gates.min_accuracy=0.5",
+    ],
+)
+def test_what_cannot_change_a_result_changes_no_key(params: Path, override: str) -> None:
+    assert changed(planned(params), planned(params, override)) == set()
+
+
+def test_names_and_order_of_recipes_and_comments_change_no_key(params: Path) -> None:
+    before = planned(params)
+    text = params.read_text().replace('"small"', '"shorter"').replace('"alone"', '"by-itself"')
+    document = json.loads(text)
+    document["recipes"] = dict(reversed(document["recipes"].items()))
+    params.write_text(f"# a comment\n{json.dumps(document, indent=1)}\n")
+    after = planned(params)
+    assert before.nodes.keys() == after.nodes.keys()
+    assert after.leaves["shorter"] == before.leaves["small"]
+    assert after.leaves["taught"] == before.leaves["taught"]
+
+
+def test_a_baseline_that_is_not_trained_is_keyed_without_training(params: Path) -> None:
+    before = planned(params, "baseline.train=false")
+    after = planned(params, "baseline.train=false", "training.epochs=7")
+    assert changed(before, after) == {"small", "small-int8", "taught", "alone"}
+    assert changed(planned(params), before) == ALL
+
+
+def test_a_node_holds_all_that_it_is_pressed_from(params: Path) -> None:
+    for node in planned(params, "training.checkpoint_seconds=5").nodes.values():
+        if "training" in node.settings:
+            assert node.settings["training"]["checkpoint_seconds"] == 5
+        assert set(node.teachers) == {node.settings.get("teacher")} - {None}
+        assert node.code == plan.node_code(node.technique, taught=bool(node.teachers))
+
+
+def edited(
+    root: Path, name: str, monkeypatch: pytest.MonkeyPatch, line: str = "EDITED = 1"
+) -> None:
+    """Let keys be of a copy of this project's code in which one file has a line more."""
+    shutil.copytree(ROOT / "tasks", root / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    with (root / "tasks" / name).open("a") as file:
+        file.write(f"\n{line}\n")
+    monkeypatch.setattr(plan, "code_hash", partial(code_hash.code_hash, root=root))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("quantization/dynamic.py", {"int8", "small-int8"}),
+        ("structure/layer_drop.py", {"small", "small-int8", "taught"}),
+        ("distillation/logits.py", {"small", "small-int8", "taught"}),
+        ("pruning/structured.py", {"taught", "alone"}),
+        ("pruning/magnitude.py", set()),
+        ("training/teacher.py", {"small", "small-int8", "taught"}),
+        ("training/loop.py", ALL),
+        ("context.py", ALL),
+        ("registry/store.py", set()),
+    ],
+)
+def test_a_change_of_code_costs_what_ran_it_and_those_below(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: set[str]
+) -> None:
+    before = planned(params)
+    edited(tmp_path / "code", name, monkeypatch)
+    assert changed(before, planned(params)) == expected
+
+
+def test_a_comment_in_the_code_costs_nothing(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = planned(params)
+    edited(tmp_path / "code", "pruning/structured.py", monkeypatch, line="# a comment")
+    assert changed(before, planned(params)) == set()
+
+
+def test_an_edit_after_the_check_changes_no_key_of_this_process(
+    params: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "code"
+    edited(root, "pruning/structured.py", monkeypatch, line="")
+    plan.check(settings.load(params))
+    before = planned(params), plan.code_hash("tasks.runtime.export")
+    for path in ("pruning/structured.py", "runtime/export.py"):
+        with (root / "tasks" / path).open("a") as file:
+            file.write("\nEDITED = 1\n")
+    assert (planned(params), plan.code_hash("tasks.runtime.export")) == before
+
+
+@pytest.mark.parametrize(
+    ("recipes", "expected"),
+    [
+        (
+            {"a": [{"distillation.logits": {"teacher": "b"}}],
+             "b": [{"distillation.logits": {"teacher": "a"}}]},
+            "recipes teach each other in a circle: a → b → a",
+        ),
+        (
+            {"a": [{"distillation.logits": {"teacher": "smal"}}], "small": [SHORT]},
+            "recipes.a[0] distillation.logits: no recipe `smal` to learn from; did you mean "
+            "`small`?",
+        ),
+        (
+            {"a": ["quantization.dynamic", SHORT]},
+            "recipes.a[1] structure.layer_drop: nothing can follow `quantization.dynamic`, the "
+            "last step there is",
+        ),
+        (
+            {"a": [SHORT, "quantization.dynamc"]},
+            "recipes.a[1] quantization.dynamc: unknown technique `quantization.dynamc`; did you "
+            "mean `quantization.dynamic`?",
+        ),
+        (
+            {"a": [{"structure.layer_drop": {"keep": 0}}]},
+            "recipes.a[0] structure.layer_drop: `keep`: Input should be greater than or equal to "
+            "1 (it is 0)",
+        ),
+        (
+            {"a": [{"pruning.structured": {"training": {"epoch": 2}}}]},
+            "recipes.a[0] pruning.structured: unknown setting `training.epoch`; did you mean "
+            "`epochs`?",
+        ),
+        (
+            {"a": [{"distillation.logits": {"teacher": ["b"]}}]},
+            "recipes.a[0] distillation.logits: `teacher`: Input should be a valid string",
+        ),
+    ],
+)  # fmt: skip
+def test_recipes_that_cannot_be_are_refused_before_any_data(
+    params: Path, recipes: dict[str, Any], expected: str
+) -> None:
+    document = json.loads(params.read_text())
+    params.write_text(json.dumps({**document, "recipes": recipes}))
+    with pytest.raises(SettingsError) as caught:
+        plan.check(settings.load(params))
+    assert str(caught.value) == expected
