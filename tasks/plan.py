@@ -165,9 +165,7 @@ class _Planner:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
             teacher = getattr(config, "teacher", None)
-            teachers = (
-                {} if teacher is None else {teacher: self._teacher(place, teacher, baseline)}
-            )
+            teachers = {} if teacher is None else {teacher: self._teacher(place, teacher, baseline)}
             reads_data = getattr(module, "READS_DATA", True)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
