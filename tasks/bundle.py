@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tasks import lstm
 from tasks.errors import StoreError
 
 _FORMAT = 1
@@ -129,6 +130,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
         if facts["format"] != _FORMAT:
             raise StoreError(f"{folder} has format {facts['format']}; this version reads {_FORMAT}")
+        lstm.register()
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForSequenceClassification.from_config(config)
         _reshape(model, facts["shapes"])

@@ -10,6 +10,7 @@ import pandas as pd
 from tasks import claims, files
 from tasks.code_hash import code_hash
 from tasks.data import prepared
+from tasks.evaluation.robustness import CHANGES
 from tasks.runtime.fingerprint import machine
 from tasks.workspace import Workspace
 
@@ -17,13 +18,16 @@ Probabilities = Callable[[Sequence[str]], np.ndarray]
 JUDGED_SPLITS = ("validation", "test")
 """Validation data ranks, test data judges; slices are test data of other domains."""
 SLICES = "slices"
+ROBUSTNESS = "robustness"
+"""Test texts changed as people type; the domain is the name of the change."""
 
 
-def held_out(folder: Path, max_slice_texts: int) -> pd.DataFrame:
+def held_out(folder: Path, max_slice_texts: int, max_robustness_texts: int) -> pd.DataFrame:
     """Return split, domain, id, text, label of all that models are judged on.
 
-    A slice is cut to its first `max_slice_texts` rows; rows lie in the order of their hash, so
-    that is a random and stable choice.
+    A slice is cut to its first `max_slice_texts` rows, and the first `max_robustness_texts` of the
+    test split come again, changed; rows lie in the order of their hash, so that is a random and
+    stable choice.
     """
     parts = []
     for split in JUDGED_SPLITS:
@@ -33,6 +37,9 @@ def held_out(folder: Path, max_slice_texts: int) -> pd.DataFrame:
     for domain, frame in slices.groupby("domain", sort=True):
         cut = frame.head(max_slice_texts)[["id", "text", "label"]]
         parts.append(cut.assign(split=SLICES, domain=domain))
+    again = prepared.read(folder, "test")[["id", "text", "label"]].head(max_robustness_texts)
+    for name, change in CHANGES.items():
+        parts.append(again.assign(text=again["text"].map(change), split=ROBUSTNESS, domain=name))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -87,6 +94,6 @@ def of_split(
     return rows[columns].to_numpy(dtype=np.float32), numbers
 
 
-def domains(table: pd.DataFrame) -> tuple[str, ...]:
-    """Return the names of the slices answered."""
-    return tuple(sorted(table.loc[table["split"] == SLICES, "domain"].unique()))
+def domains(table: pd.DataFrame, split: str) -> tuple[str, ...]:
+    """Return the names of the slices, or of the changes, that were answered."""
+    return tuple(sorted(table.loc[table["split"] == split, "domain"].unique()))

@@ -43,6 +43,9 @@ class Answers:
     validation: Quality
     test: Quality
     slices: Mapping[str, Quality]
+    """Other domain → on its texts."""
+    robustness: Mapping[str, Quality]
+    """Change → on test texts changed so."""
     agreement: Agreement
     """With the baseline, on test data."""
     correct: np.ndarray
@@ -92,7 +95,7 @@ class Measurement:
 
 def ask(night: Night, export: Export) -> Path:
     """Return the file of the model's predictions, made now if it is not there."""
-    ground, most = night.ground, night.settings.evaluation.max_slice_texts
+    ground, config = night.ground, night.settings.evaluation
 
     def load() -> predictions.Probabilities:
         session = Session(export.folder, ground.threads)
@@ -103,7 +106,9 @@ def ask(night: Night, export: Export) -> Path:
         night.workspace,
         export.facts.sha256,
         "tasks.runtime.session",
-        predictions.held_out(ground.data_folder, most),
+        predictions.held_out(
+            ground.data_folder, config.max_slice_texts, config.max_robustness_texts
+        ),
         ground.labels,
         load,
     )
@@ -112,7 +117,7 @@ def ask(night: Night, export: Export) -> Path:
 def ask_eager(night: Night) -> Quality:
     """Return the quality on test data of the baseline as PyTorch runs it."""
     workspace, ground, key = night.workspace, night.ground, night.plan.baseline
-    rows = predictions.held_out(ground.data_folder, 0)
+    rows = predictions.held_out(ground.data_folder, 0, 0)
     rows = rows[rows["split"] == "test"]
     described = store.manifest(workspace, key)
     assert described is not None
@@ -135,12 +140,16 @@ def answers(path: Path, baseline: Path, labels: tuple[str, ...]) -> Answers:
         probabilities, numbers = predictions.of_split(table, labels, split, domain)
         return quality(probabilities, numbers, labels)
 
+    def of(split: str) -> dict[str, Quality]:
+        return {domain: judged(split, domain) for domain in predictions.domains(table, split)}
+
     own, numbers = predictions.of_split(table, labels, "test")
     others, _ = predictions.of_split(pd.read_parquet(baseline), labels, "test")
     return Answers(
         validation=judged("validation"),
         test=judged("test"),
-        slices={d: judged(predictions.SLICES, d) for d in predictions.domains(table)},
+        slices=of(predictions.SLICES),
+        robustness=of(predictions.ROBUSTNESS),
         agreement=agreement(own, others),
         correct=own.argmax(axis=1) == numbers,
         predictions=path,
@@ -182,7 +191,7 @@ def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) ->
     contenders: dict[str, Contender] = {EAGER: EagerModel(baseline, threads)}
     for key, export in exports.items():
         contenders[key] = Session(export.folder, threads)
-    rows = predictions.held_out(ground.data_folder, 0)
+    rows = predictions.held_out(ground.data_folder, 0, 0)
     texts = rows.loc[rows["split"] == "test", "text"].tolist()
     latencies = measure(contenders, texts, config, progress)
     sample = texts[: config.batch_size]

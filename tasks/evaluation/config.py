@@ -25,6 +25,8 @@ class EvaluationConfig(Frozen):
     """Threads of every runtime alike; None: the machine's physical share."""
     max_slice_texts: int = Field(default=500, ge=0)
     """Labelled texts of each other domain that models are asked."""
+    max_robustness_texts: int = Field(default=250, ge=0)
+    """Test texts that models are asked again with typing errors, in capitals, and so on."""
     resamples: int = Field(default=5000, ge=200)
     """Bootstrap resamples."""
     seed: int = 13

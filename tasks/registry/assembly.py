@@ -80,6 +80,8 @@ def _metrics(key: str, plan: Plan, trial: Trial) -> dict[str, float]:
         metrics |= {f"{split}.{name}": value for name, value in _figures(quality).items()}
     for domain, quality in answers.slices.items():
         metrics[f"slices.{domain}.accuracy"] = quality.accuracy
+    for change, quality in answers.robustness.items():
+        metrics[f"robustness.{change.replace(' ', '_')}.accuracy"] = quality.accuracy
     if key != plan.baseline:
         metrics["loss_points"] = trial.losses[key].points
         metrics["loss_bound_points"] = trial.losses[key].bound_points

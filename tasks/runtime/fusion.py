@@ -53,6 +53,7 @@ def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
 def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
     """Write `source` fused as `target`, and return it."""
     kind = _TYPES.get(model.config.model_type, "bert")
+    heads = getattr(model.config, "num_attention_heads", 0)  # an LSTM has none
     with quiet_tools():
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
@@ -61,8 +62,8 @@ def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
         optimized = optimizer.optimize_model(
             str(source),
             model_type=kind,
-            num_heads=model.config.num_attention_heads,
-            hidden_size=model.config.hidden_size,
+            num_heads=heads,
+            hidden_size=model.config.hidden_size if heads else 0,
             optimization_options=FusionOptions(kind),
             opt_level=0,
         )

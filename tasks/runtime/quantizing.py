@@ -12,8 +12,8 @@ from tasks.runtime.fusion import quiet_tools
 DYNAMIC = "quantize_dynamic"
 _PRODUCTS = {"QAttention": 3, "MatMulInteger": 1}
 """Operators that multiply by int8 matrices, and by how many: query, key and value are one."""
-_INTEGER = (*_PRODUCTS, "QEmbedLayerNormalization")
-_TYPES = ("MatMul", "Attention", "Gemm", "Gather", "EmbedLayerNormalization")
+_INTEGER = (*_PRODUCTS, "QEmbedLayerNormalization", "DynamicQuantizeLSTM")
+_TYPES = ("MatMul", "Attention", "Gemm", "Gather", "EmbedLayerNormalization", "LSTM")
 """Operators whose weights are quantized; none may be left with a float matrix."""
 
 

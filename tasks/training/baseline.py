@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tasks import lstm
 from tasks.bundle import Bundle
 from tasks.errors import SettingsError, TechniqueError
 from tasks.suggest import nearest
@@ -39,24 +40,28 @@ def load_base(folder: Path, labels: tuple[str, ...], config: BaselineConfig) -> 
     SettingsError where `config.max_length` is more than the model can read.
     """
     with _quiet():
-        model_config = _config(folder)
+        model_config = _config(folder) if config.lstm is None else None
         tokenizer = _tokenizer(folder)
-        model = _model(folder, model_config, labels, fresh_head=config.train)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise TechniqueError(f"the tokenizer in {folder} has neither padding nor end token")
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "right"
+        _fit_padding(tokenizer, folder)
+        if config.lstm is None:
+            model = _model(folder, model_config, labels, fresh_head=config.train)
+        else:
+            model = lstm.build(
+                **config.lstm.model_dump(),
+                vocab_size=len(tokenizer),
+                pad_id=tokenizer.pad_token_id,
+                num_labels=len(labels),
+            )
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise TechniqueError(
             f"the tokenizer in {folder} knows {len(tokenizer)} tokens, the model only "
             f"{model.get_input_embeddings().num_embeddings}: they do not belong together"
         )
     _check_length(model, config.max_length)
-    if config.train:
-        _renew_head(model)
-    else:
+    if not config.train:
         _order_labels(model, labels, config.label_map)
+    elif config.lstm is None:
+        _renew_head(model)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = False  # of a decoder: nothing is generated
     model.config.id2label = dict(enumerate(labels))
@@ -79,6 +84,15 @@ def train(bundle: Bundle, context: Context, config: BaselineConfig) -> tuple[Bun
         progress=context.progress,
     )
     return trained, result
+
+
+def _fit_padding(tokenizer: Any, folder: Path) -> None:
+    """Let the tokenizer pad at the right, with its end token where it has none for padding."""
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise TechniqueError(f"the tokenizer in {folder} has neither padding nor end token")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
 
 
 def _config(folder: Path) -> Any:

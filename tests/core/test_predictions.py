@@ -62,7 +62,7 @@ def asked(tmp_path: Path) -> Asked:
 
 def test_answers_come_back_split_by_split(asked: Asked) -> None:
     table = pd.read_parquet(asked())
-    assert predictions.domains(table) == ("cups", "tea")
+    assert predictions.domains(table, "slices") == ("cups", "tea")
     given = rows()
     for split, domain in (("test", ""), (predictions.SLICES, "tea"), (predictions.SLICES, "cups")):
         part = given[(given["split"] == split) & (given["domain"] == domain)]
