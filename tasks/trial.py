@@ -5,7 +5,7 @@ What is judged comes from one measurement: latencies of different runs are never
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 from tasks import files, predictions, store, technique
 from tasks.code_hash import code_hash
 from tasks.evaluation import gates, paired, pareto, proof
+from tasks.evaluation.explained import Changed, most_changed
 from tasks.evaluation.gates import Evidence, Verdict
 from tasks.evaluation.paired import PairedLoss
 from tasks.evaluation.pareto import Candidate
@@ -32,6 +33,7 @@ from tasks.settings import Settings
 from tasks.training.progress import Progress
 from tasks.workspace import Workspace
 
+_MOST_CHANGED = 8
 EAGER = "pytorch"
 """The baseline as PyTorch runs it; beside it in the same rounds is its own fp32 export."""
 
@@ -50,6 +52,8 @@ class Answers:
     """With the baseline, on test data."""
     correct: np.ndarray
     """bool (test rows,)."""
+    changed: tuple[Changed, ...]
+    """Test texts that the baseline gets right and this model does not, the worst first."""
     predictions: Path
 
 
@@ -132,8 +136,11 @@ def ask_eager(night: Night) -> Quality:
     return quality(probabilities, numbers, ground.labels)
 
 
-def answers(path: Path, baseline: Path, labels: tuple[str, ...]) -> Answers:
-    """Return what the predictions in `path` are worth, beside the baseline's."""
+def answers(path: Path, baseline: Path, labels: tuple[str, ...], texts: Sequence[str]) -> Answers:
+    """Return what the predictions in `path` are worth, beside the baseline's.
+
+    `texts` are those of the test split, in its order.
+    """
     table = pd.read_parquet(path)
 
     def judged(split: str, domain: str = "") -> Quality:
@@ -152,6 +159,7 @@ def answers(path: Path, baseline: Path, labels: tuple[str, ...]) -> Answers:
         robustness=of(predictions.ROBUSTNESS),
         agreement=agreement(own, others),
         correct=own.argmax(axis=1) == numbers,
+        changed=most_changed(others, own, numbers, texts, labels, _MOST_CHANGED),
         predictions=path,
     )
 
@@ -191,8 +199,7 @@ def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) ->
     contenders: dict[str, Contender] = {EAGER: EagerModel(baseline, threads)}
     for key, export in exports.items():
         contenders[key] = Session(export.folder, threads)
-    rows = predictions.held_out(ground.data_folder, 0, 0)
-    texts = rows.loc[rows["split"] == "test", "text"].tolist()
+    texts = _test_texts(night)
     latencies = measure(contenders, texts, config, progress)
     sample = texts[: config.batch_size]
     memory = {key: peak_memory_mb(e.folder, threads, sample) for key, e in exports.items()}
@@ -204,6 +211,12 @@ def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) ->
         latencies=latencies,
         memory_mb=memory,
     )
+
+
+def _test_texts(night: Night) -> list[str]:
+    rows = predictions.held_out(night.ground.data_folder, 0, 0)
+    texts: list[str] = rows.loc[rows["split"] == "test", "text"].tolist()
+    return texts
 
 
 def judge(
@@ -219,8 +232,10 @@ def judge(
     `incumbent` is the node that production loads; it is judged as a variant of tonight's baseline.
     """
     base, labels, settings = night.plan.baseline, night.ground.labels, night.settings
+    texts = _test_texts(night)
     answered = {
-        key: answers(path, files_of_answers[base], labels) for key, path in files_of_answers.items()
+        key: answers(path, files_of_answers[base], labels, texts)
+        for key, path in files_of_answers.items()
     }
     variants = [key for key in exports if key != base]
     losses = {key: _loss(answered[base], answered[key], settings) for key in variants}

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tasks import technique
+from tasks.evaluation.explained import lost_elsewhere, recall_change
 from tasks.evaluation.quality import Quality
 from tasks.plan import Node, Plan
 from tasks.press import NOT_PRESSED, Pressed
@@ -142,7 +143,7 @@ def variant_row(
 ) -> VariantRow:
     """Return the report's row of a variant that was tried."""
     verdict, loss, speedups = trial.verdicts[key], trial.losses[key], trial.speedups[key]
-    agreement = trial.answers[key].agreement
+    answers, baseline = trial.answers[key], trial.answers[plan.baseline]
     return VariantRow(
         recipe=", ".join(plan.recipes_of(key)),
         node_key=key,
@@ -152,11 +153,17 @@ def variant_row(
         figures=figures(key, trial),
         loss_points=loss.points,
         loss_bound_points=loss.bound_points,
-        agreement=agreement.labels,
-        distance=agreement.distance,
+        agreement=answers.agreement.labels,
+        distance=answers.agreement.distance,
         mcnemar_p=loss.mcnemar_p,
         speedup_eager=_interval(speedups[EAGER]),
         speedup_fp32=_interval(speedups[plan.baseline]),
+        recall_change=recall_change(baseline.test, answers.test),
+        lost_elsewhere={
+            **lost_elsewhere(baseline.slices, answers.slices),
+            **lost_elsewhere(baseline.robustness, answers.robustness),
+        },
+        changed=answers.changed,
         on_front=key in trial.front,
         cached=cached,
         version=version,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.errors import StoreError
+from tasks.evaluation.explained import Changed
 
 FORMAT = 1
 
@@ -66,6 +67,12 @@ class VariantRow:
     """p50 of the PyTorch baseline divided by this one's."""
     speedup_fp32: Interval | None = None
     """p50 of the fp32 baseline in the same runtime divided by this one's."""
+    recall_change: Mapping[str, float] = field(default_factory=dict)
+    """Label → change of its recall on test data against the baseline, in points."""
+    lost_elsewhere: Mapping[str, float] = field(default_factory=dict)
+    """Other domain, or change of the test texts → points lost there against the baseline's own."""
+    changed: tuple[Changed, ...] = ()
+    """Test texts that only the baseline gets right, the worst first."""
     on_front: bool = False
     """No other variant that passes is both more accurate and faster."""
     cached: bool = False

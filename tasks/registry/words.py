@@ -62,6 +62,11 @@ def lost(row: VariantRow) -> str:
     return f"{row.loss_points + 0.0 if abs(row.loss_points) >= 0.005 else 0.0:.2f}{bound}"
 
 
+def signed(value: float) -> str:
+    """Return a change with its sign and two decimals."""
+    return f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"
+
+
 def duration(seconds: float) -> str:
     """Return `12.3 s`, `4 min 05 s` or `2 h 03 min`."""
     if seconds < 60:

@@ -43,7 +43,8 @@ def test_answers_are_judged_by_split_and_each_file_is_read_once(
         return real(path, **settings)
 
     monkeypatch.setattr(pd, "read_parquet", watch)
-    found = trial.answers(tmp_path / "own.parquet", tmp_path / "base.parquet", LABELS)
+    texts = [f"text {number}" for number in range(int((own["split"] == "test").sum()))]
+    found = trial.answers(tmp_path / "own.parquet", tmp_path / "base.parquet", LABELS, texts)
     assert sorted(reads) == ["base", "own"]
     test = own["split"] == "test"
     assert found.test.accuracy == pytest.approx(own[test]["right"].mean())

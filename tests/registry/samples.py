@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tasks.evaluation.explained import Changed
 from tasks.registry.facts import DataFacts, VariantFacts
 from tasks.registry.night_facts import (
     CheckRow,
@@ -76,7 +77,16 @@ def night(**changes: Any) -> NightFacts:
     variants = (
         row("int8", 2.0, 0.858, version=1, cached=True, measured_run="2026-01-01"),
         row("slim-int8", 1.0, 0.853, version=2),
-        row("third", 0.7, 0.80, "rejected", reasons=("accuracy lost: 6.00 points, at most 1.00",)),
+        row(
+            "third",
+            0.7,
+            0.80,
+            "rejected",
+            reasons=("accuracy lost: 6.00 points, at most 1.00",),
+            recall_change={"negative": -8.0, "positive": 1.5},
+            lost_elsewhere={"news": 3.25},
+            changed=(Changed("good <i>film</i>", "positive", "negative", 0.91, 0.12),),
+        ),
         VariantRow("broken", key("broken"), ("pruning.magnitude",), "failed", ("loss is nan",)),
     )
     nodes = (

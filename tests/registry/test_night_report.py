@@ -116,6 +116,18 @@ def test_page_tells_how_alike_the_answers_are_and_how_steady_the_times():
     ]
 
 
+def test_page_tells_where_the_accuracy_went():
+    page = night_report.html(samples.night())
+    assert "recall of negative" in page
+    assert "lost: news" in page
+    assert "-8.00" in page
+    assert "+1.50" in page
+    assert "3.25" in page
+    # texts of the data are shown, never obeyed
+    assert "good &lt;i&gt;film&lt;/i&gt;" in page
+    assert "positive: 91% before, 12% after" in page
+
+
 def test_page_shows_every_node_below_its_parent():
     order = [(depth, node.technique) for depth, node in night_report.tree(samples.night().nodes)]
     assert order == [
