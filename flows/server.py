@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def serve(
 def running(
     command: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` as a child that dies with this process; end it with the body."""
+    """Run `command` as a child that dies with this process; end it, and its own, with the body."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -99,12 +100,17 @@ def running(
     try:
         yield process
     finally:
-        process.terminate()
-        try:
+        _signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # whoever of its children has not ended with it (MLflow's web server, say)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def wait_until_ready(
