@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -19,6 +26,8 @@ from tasks.training.config import BaselineConfig, TrainingConfig
 
 RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 BASELINE = "baseline"
+ALL = "all"
+"""What `--recipes` says for every recipe of the file."""
 
 
 class Step(Frozen):
@@ -58,6 +67,8 @@ class Settings(Frozen):
     baseline: BaselineConfig
     training: TrainingConfig = TrainingConfig()
     recipes: dict[RecipeName, tuple[Step, ...]] = {}
+    tonight: tuple[RecipeName, ...] | None = None
+    """The recipes of a plain `nightpress run`; None: all. The others wait for `--recipes`."""
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
     registry: RegistryConfig = RegistryConfig()
@@ -70,7 +81,18 @@ class Settings(Frozen):
                 raise ValueError(f"`{BASELINE}` is the baseline's own name; rename the recipe")
             if not steps:
                 raise ValueError(f"recipe `{name}` has no steps")
+            if name == ALL:
+                raise ValueError(f"`{ALL}` means every recipe; rename this one")
         return recipes
+
+    @field_validator("tonight")
+    @classmethod
+    def _exist(cls, names: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        recipes = info.data.get("recipes")  # not there where it was refused itself
+        for name in names or ():
+            if recipes is not None and name not in recipes:
+                raise ValueError(f"no recipe `{name}`{nearest(name, recipes)}")
+        return names
 
 
 def load(
@@ -82,8 +104,9 @@ def load(
 ) -> Settings:
     """Read `path`, apply the profile, then `key.path=value` overrides; check the whole.
 
-    `only` keeps the recipes named, and those that teach them. Without overrides the profiles that
-    are not asked for are checked too.
+    `only` keeps the recipes named, and those that teach them; `all` keeps every one. None keeps
+    those of the setting `tonight`. Without overrides the profiles that are not asked for are
+    checked too.
 
     Raises SettingsError: one line with the place and, where a name is wrong, the nearest one.
     """
@@ -96,7 +119,8 @@ def load(
     for other in profiles if not overrides else ():
         _checked(path, document, other, ())
     settings = _inherit_training(settings)
-    return settings if only is None else _select(settings, only)
+    chosen = settings.tonight if only is None else only
+    return settings if chosen is None or ALL in chosen else _select(settings, chosen)
 
 
 def _checked(path: Path, document: Any, profile: str | None, overrides: Sequence[str]) -> Settings:

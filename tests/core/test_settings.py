@@ -146,3 +146,18 @@ def test_wrong_choice_names_the_nearest(
 def test_missing_file_names_init(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nightpress init"):
         settings.load(tmp_path / "none.yaml")
+
+
+def test_tonight_are_the_recipes_named_and_their_teachers_unless_all_are_asked_for(
+    params: Path,
+) -> None:
+    params.write_text(GOOD + "tonight: [taught]\n")
+    assert list(settings.load(params).recipes) == ["small", "taught"]
+    assert list(settings.load(params, only=["int8"]).recipes) == ["int8"]
+    assert list(settings.load(params, only=["all"]).recipes) == ["int8", "small", "taught"]
+
+
+def test_tonight_must_name_recipes(params: Path) -> None:
+    params.write_text(GOOD.replace("profiles:", "tonight: [smal]\nprofiles:"))
+    with pytest.raises(SettingsError, match="`tonight`: no recipe `smal`; did you mean `small`"):
+        settings.load(params)
