@@ -6,6 +6,7 @@ was cut (unequal heads, narrower layers) loads again with no guess and without p
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class Bundle:
     export: ExportPlan = field(default_factory=ExportPlan)
     sparse: tuple[str, ...] = ()
     """Parameters whose zeros are pruned weights: later training keeps them at zero."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Technique → what it has to tell of how it went; kept by the techniques after it."""
 
     def copy(self) -> "Bundle":
         """Return a bundle with a deep copy of the model; the tokenizer is shared."""
@@ -116,6 +119,7 @@ def save(bundle: Bundle, folder: Path) -> None:
         "max_length": bundle.max_length,
         "export": [[name, settings] for name, settings in bundle.export.steps],
         "sparse": list(bundle.sparse),
+        "notes": dict(bundle.notes),
         "shapes": _shapes(bundle.model),
     }
     (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
@@ -146,4 +150,5 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         max_length=facts["max_length"],
         export=ExportPlan(tuple((name, settings) for name, settings in facts["export"])),
         sparse=tuple(facts["sparse"]),
+        notes=facts.get("notes", {}),
     )

@@ -104,6 +104,7 @@ def test_a_seed_gives_the_same_weights_twice(press, name, number, kind):
     assert same_weights(pressed.after, pressed.again)
     assert pressed.after.export == pressed.again.export
     assert pressed.after.sparse == pressed.again.sparse
+    assert pressed.after.notes == pressed.again.notes
 
 
 @every_case
@@ -114,6 +115,7 @@ def test_the_bundle_given_is_left_as_it_was(press, name, number, kind):
     assert pressed.before.model.config.to_dict() == pressed.untouched.model.config.to_dict()
     assert pressed.before.export == pressed.untouched.export
     assert pressed.before.sparse == pressed.untouched.sparse
+    assert pressed.before.notes == pressed.untouched.notes
     assert pressed.after.model is not pressed.before.model
     ours = {p.data_ptr() for p in pressed.after.model.parameters()}
     assert ours.isdisjoint(p.data_ptr() for p in pressed.before.model.parameters())
@@ -129,7 +131,7 @@ def test_what_is_saved_reloads_to_the_same_answers(press, name, number, kind, tm
     assert np.array_equal(tiny.answers(again, texts), tiny.answers(after, texts))
     assert same_weights(again, after)
     assert (again.labels, again.max_length) == (after.labels, after.max_length)
-    assert (again.export, again.sparse) == (after.export, after.sparse)
+    assert (again.export, again.sparse, again.notes) == (after.export, after.sparse, after.notes)
 
 
 @every_case
