@@ -173,6 +173,13 @@ def cuts_heads(model: PreTrainedModel) -> bool:
     return _FAMILIES[model.config.model_type].cuts_heads
 
 
+def spread(count: int, num_layers: int) -> list[int]:
+    """Return `count` of the layers, evenly over the depth: the first and, of several, the last."""
+    if count == 1:
+        return [0]
+    return [round(i * (num_layers - 1) / (count - 1)) for i in range(count)]
+
+
 def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     """Remove all layers but `keep` (ascending), in place.
 
@@ -190,19 +197,12 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def spread(count: int, num_layers: int) -> list[int]:
-    """Return `count` of the layers, evenly over the depth: the first and, of several, the last."""
-    if count == 1:
-        return [0]
-    return [round(i * (num_layers - 1) / (count - 1)) for i in range(count)]
+def renamed(names: Sequence[str], path: str, keep: Sequence[int]) -> tuple[str, ...]:
+    """Return the parameters `names` as they are called once `keep_layers` has kept `keep`.
 
-
-def renamed(names: Sequence[str], path: str, kept: Sequence[int]) -> tuple[str, ...]:
-    """Return the names of parameters as they are once of the layers at `path` only `kept` stay.
-
-    Those of dropped layers are left out.
+    `path` is the list's, as `layer_list` gives it; parameters of dropped layers are left out.
     """
-    place = {old: new for new, old in enumerate(kept)}
+    place = {old: new for new, old in enumerate(keep)}
     found = []
     for name in names:
         if not name.startswith(f"{path}."):
@@ -215,21 +215,21 @@ def renamed(names: Sequence[str], path: str, kept: Sequence[int]) -> tuple[str, 
 
 
 def keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
-    """Leave a linear module the outputs `index`, in place."""
-    keep_values(module, "weight", index, dim=1 if isinstance(module, Conv1D) else 0)
+    """Remove all outputs of a linear module but those at `index`, in place."""
+    keep_entries(module, "weight", index, dim=1 if isinstance(module, Conv1D) else 0)
     if module.bias is not None:
-        keep_values(module, "bias", index, dim=0)
+        keep_entries(module, "bias", index, dim=0)
     setattr(module, "nf" if isinstance(module, Conv1D) else "out_features", len(index))
 
 
 def keep_inputs(module: nn.Module, index: torch.Tensor) -> None:
-    """Leave a linear module the inputs `index`, in place."""
-    keep_values(module, "weight", index, dim=0 if isinstance(module, Conv1D) else 1)
+    """Remove all inputs of a linear module but those at `index`, in place."""
+    keep_entries(module, "weight", index, dim=0 if isinstance(module, Conv1D) else 1)
     setattr(module, "nx" if isinstance(module, Conv1D) else "in_features", len(index))
 
 
-def keep_values(module: nn.Module, leaf: str, index: torch.Tensor, dim: int) -> None:
-    """Leave the parameter `leaf` of a module its values `index` along `dim`, in place."""
+def keep_entries(module: nn.Module, leaf: str, index: torch.Tensor, dim: int) -> None:
+    """Replace the parameter `leaf` of `module` by its entries at `index` along `dim`."""
     old = getattr(module, leaf)
     kept = old.detach().index_select(dim, index.to(old.device)).contiguous()
     setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))

@@ -99,10 +99,10 @@ def _keep_embedded(model: PreTrainedModel, hidden: int, index: torch.Tensor) -> 
             continue
         if isinstance(module, nn.LayerNorm) and module.normalized_shape == (hidden,):
             for leaf in ("weight", "bias"):
-                model_parts.keep_values(module, leaf, index, dim=0)
+                model_parts.keep_entries(module, leaf, index, dim=0)
             module.normalized_shape = (len(index),)
         elif isinstance(module, nn.Embedding) and module.embedding_dim == hidden:
             if name.endswith("relative_attention_bias"):  # one value a head
                 continue
-            model_parts.keep_values(module, "weight", index, dim=1)
+            model_parts.keep_entries(module, "weight", index, dim=1)
             module.embedding_dim = len(index)

@@ -1,5 +1,7 @@
 """The student of a distillation: the node before, a fresh smaller model, or a cut of the teacher.
 
+A fresh one is of the same architecture as the node before, or a bidirectional LSTM.
+
 A cut keeps layers that are spread evenly over the depth, the first and the last among them (Sanh
 et al. 2019, "DistilBERT"), and of each layer the first units, or those that matter most to the
 loss, to first order (`tasks.importance`, `tasks.residual`).
@@ -10,14 +12,15 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks import model_parts, residual
+from tasks import lstm, model_parts, residual
 from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.importance import first_order
 from tasks.technique import Context
+from tasks.training.config import LstmConfig
 from tasks.training.seeding import seed_everything
 
 _MEASURED = 512
@@ -42,19 +45,23 @@ class StudentConfig(Frozen):
     init: Literal["fresh", "first", "important"] = "fresh"
     """Fresh: random weights, shaped like the node before. Or a cut of the teacher (the first of
     several): its first units, or those that matter most to the loss on the training text."""
+    lstm: LstmConfig | None = None
+    """A fresh bidirectional LSTM of this shape instead, with the tokenizer of the node before."""
 
     @model_validator(mode="after")
     def _fits(self) -> "StudentConfig":
-        if not self.widths():
-            raise ValueError("a student needs `layers`, `hidden`, `ffn` or `heads`")
         fresh = self.init == "fresh"
+        if self.lstm is not None and (self.widths() or not fresh):
+            raise ValueError("`lstm` has its own widths and is always fresh: give it alone")
+        if self.lstm is None and not self.widths():
+            raise ValueError("a student needs `layers`, `hidden`, `ffn` or `heads`, or `lstm`")
         if fresh and self.hidden and self.heads and self.hidden % self.heads:
             raise ValueError(f"`hidden` {self.hidden} is not a multiple of `heads` {self.heads}")
         return self
 
     def widths(self) -> dict[str, int]:
         """Return the sizes that are given."""
-        return self.model_dump(exclude_none=True, exclude={"init"})
+        return self.model_dump(exclude_none=True, exclude={"init", "lstm"})
 
 
 def student(bundle: Bundle, config: StudentConfig | None, context: Context, teacher: str) -> Bundle:
@@ -81,6 +88,19 @@ def fresh(bundle: Bundle, config: StudentConfig, context: Context) -> Bundle:
 
     Raises TechniqueError where it would not be smaller, or the widths do not fit together.
     """
+    seed_everything(context.seed)
+    model = _lstm(bundle, config.lstm) if config.lstm is not None else _alike(bundle, config)
+    made = Bundle(model.eval(), bundle.tokenizer, bundle.labels, bundle.max_length, ExportPlan())
+    if made.num_parameters() >= bundle.num_parameters():
+        raise TechniqueError(
+            f"the student has {made.num_parameters():,} parameters, not fewer than the node "
+            f"before it ({bundle.num_parameters():,}): give it smaller widths"
+        )
+    return made
+
+
+def _alike(bundle: Bundle, config: StudentConfig) -> PreTrainedModel:
+    """Return a random model of the bundle's architecture with other widths."""
     model_config = copy.deepcopy(bundle.model.config)
     for name, value in config.widths().items():
         setattr(model_config, _setting(model_config, name), value)
@@ -90,15 +110,21 @@ def fresh(bundle: Bundle, config: StudentConfig, context: Context) -> Bundle:
             f"the student's hidden width {model_config.hidden_size} is not a multiple of its "
             f"{heads} heads: set `hidden` or `heads`"
         )
-    seed_everything(context.seed)
-    model = AutoModelForSequenceClassification.from_config(model_config).eval()
-    made = Bundle(model, bundle.tokenizer, bundle.labels, bundle.max_length, ExportPlan())
-    if made.num_parameters() >= bundle.num_parameters():
-        raise TechniqueError(
-            f"the student has {made.num_parameters():,} parameters, not fewer than the node "
-            f"before it ({bundle.num_parameters():,}): give it smaller widths"
-        )
-    return made
+    lstm.register()
+    return AutoModelForSequenceClassification.from_config(model_config)
+
+
+def _lstm(bundle: Bundle, shape: LstmConfig) -> PreTrainedModel:
+    """Return a random LSTM that reads the bundle's tokens and knows its labels."""
+    model = lstm.build(
+        **shape.model_dump(),
+        vocab_size=bundle.model.get_input_embeddings().num_embeddings,
+        pad_id=bundle.tokenizer.pad_token_id,
+        num_labels=len(bundle.labels),
+    )
+    for name in ("id2label", "label2id", "problem_type"):
+        setattr(model.config, name, getattr(bundle.model.config, name))
+    return model
 
 
 def _setting(model_config: Any, width: str) -> str:

@@ -8,9 +8,10 @@ and of the same gradient. T and α may move over the training (`tasks/teaching.p
 domains can be learned from too, unlabelled: the teacher answers for them, and their loss is the
 soft term alone. The teacher answers each text once; its logits are kept.
 
-The student is the node before, a fresh smaller model of the same architecture and tokenizer, or a
-cut of the teacher. Applies to every model; a fresh student needs an architecture whose widths are
-settings, a cut one whose layers are known (BERT and its kin, DistilBERT, MPNet, GPT-2).
+The student is the node before, a fresh smaller model of the same architecture and tokenizer, a
+fresh LSTM, or a cut of the teacher. Applies to every model; a fresh student of the same
+architecture needs one whose widths are settings, a cut one whose layers are known (BERT and its
+kin, DistilBERT, MPNet, GPT-2).
 """
 
 from pydantic import Field

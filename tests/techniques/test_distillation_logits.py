@@ -189,6 +189,24 @@ def test_a_training_that_fell_goes_on_with_the_schedule_where_it_was(tmp_path):
     assert same_weights(logits.apply(tiny.tiny_bert(), config, fallen), expected)
 
 
+def test_an_lstm_learns_from_the_teacher(tmp_path):
+    student = {"lstm": {"embedding": 8, "hidden": 6, "dropout": 0}}
+    context = replace(
+        tiny.context(tmp_path, tiny.WiseTeacher()),
+        train=tiny.examples(4, seed=3),
+        transfer=unlabelled(tiny.examples(96, seed=4).texts),
+    )
+    taught, alone = (
+        logits.apply(
+            tiny.tiny_bert(),
+            logits.Config(alpha=alpha, transfer=transfer, student=student, training=LONG),
+            context,
+        )
+        for alpha, transfer in ((0.9, True), (1e-9, False))
+    )
+    assert accuracy(taught) > accuracy(alone) + 0.2
+
+
 def test_the_teacher_teaches_what_a_few_labels_do_not(tmp_path):
     context = replace(
         tiny.context(tmp_path, tiny.WiseTeacher()),

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AlbertConfig, XLNetConfig
 
 from tasks import bundle as bundles
-from tasks import model_parts, residual, students
+from tasks import lstm, model_parts, residual, students
 from tasks.errors import TechniqueError
 from tasks.importance import first_order
 from tasks.pruning import magnitude
@@ -166,3 +166,27 @@ def test_a_cut_may_have_heads_that_do_not_divide_its_hidden_width():
     assert StudentConfig(hidden=10, heads=4, init="first").heads == 4
     with pytest.raises(ValidationError, match="10 is not a multiple of `heads` 4"):
         StudentConfig(hidden=10, heads=4)
+
+
+def test_an_lstm_may_be_the_student(tmp_path):
+    bundle = tiny.tiny_bert()
+    bundle.model.config.id2label = dict(enumerate(tiny.LABELS))
+    config = StudentConfig(lstm={"embedding": 8, "hidden": 6})
+    context = tiny.context(tmp_path)
+    student = students.student(bundle, config, context, "baseline")
+    assert student.model.config.model_type == lstm.MODEL_TYPE
+    assert student.num_parameters() < bundle.num_parameters()
+    assert (student.labels, student.max_length) == (bundle.labels, bundle.max_length)
+    assert student.model.config.id2label == dict(enumerate(tiny.LABELS))
+    bundles.save(student, tmp_path / "saved")
+    again = bundles.load(tmp_path / "saved")
+    assert np.array_equal(tiny.answers(again, TEXTS), tiny.answers(student, TEXTS))
+    assert same_weights(student, students.fresh(bundle, config, context))
+    narrower = students.fresh(student, StudentConfig(hidden=4), context)  # of an LSTM, another
+    assert narrower.num_parameters() < student.num_parameters()
+
+
+@pytest.mark.parametrize("more", [{"hidden": 8}, {"init": "first"}, {"layers": 1}])
+def test_an_lstm_goes_alone(more):
+    with pytest.raises(ValidationError, match="`lstm` has its own widths"):
+        StudentConfig(lstm={}, **more)
