@@ -49,6 +49,13 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
     """
     if model.config.model_type == "albert":
         return _of_albert(model)
+    try:
+        parts = model_parts.layers(model)
+    except TechniqueError as error:
+        raise TechniqueError(
+            f"the attention of a model of type `{model.config.model_type}` is not known, so that "
+            "it cannot be matched: learn answers alone with `distillation.logits`"
+        ) from error
     return [
         Attention(
             part.projections,
@@ -56,7 +63,7 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
             part.head_size,
             bool(getattr(part.attention, "is_causal", False)),
         )
-        for part in model_parts.layers(model)
+        for part in parts
     ]
 
 

@@ -13,8 +13,8 @@ Classification", section 2: confidence and balance):
 
 How many each filter dropped is told. The teacher answers each text once; its logits are kept.
 
-The student is the node before, a fresh smaller model, or a cut of the teacher. Applies to every
-model; the teacher may be of another kind and tokenizer: only its labels are learned.
+The student is chosen as in logit distillation. Applies to every model; the teacher may be of
+another kind and tokenizer: only its labels are learned.
 """
 
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ from tasks.matching import Watch
 from tasks.students import StudentConfig, student
 from tasks.teaching import MovingLoss, SoftConfig, lesson, teacher_of, texts, together
 from tasks.technique import Context
-from tasks.training.batches import Batch, Examples
+from tasks.training.batches import Batch, Encoded, Examples, unlabelled
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tasks.training.seeding import seed_everything
@@ -155,10 +155,9 @@ def check_tokens(taught: Bundle, teacher: Bundle, name: str, examples: Examples)
     """Raise TechniqueError unless the teacher can read the student's tokens as its own."""
     sample = list(examples.texts[:_COMPARED])
     ours, theirs = (
-        (b.tokenizer.get_vocab(), b.tokenizer(sample)["input_ids"] if sample else [])
-        for b in (taught, teacher)
+        Encoded(unlabelled(sample), b.tokenizer, taught.max_length).ids for b in (taught, teacher)
     )
-    if ours != theirs:
+    if ours != theirs or taught.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise TechniqueError(
             f"teacher `{name}` has another tokenizer than the student, and hidden states are "
             "matched token by token: name a teacher of the same base model, or learn its answers "

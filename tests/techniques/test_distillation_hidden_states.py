@@ -210,6 +210,16 @@ def test_a_training_that_fell_goes_on_with_its_projections(teacher, tmp_path):
     assert same_weights(hidden_states.apply(tiny.tiny_bert(), config, fallen), expected)
 
 
+@pytest.mark.parametrize("form", ["minilmv2", "tinybert"])
+@pytest.mark.parametrize("training", [{"precision": "bf16"}, {"accumulation": 2, "batch_size": 8}])
+def test_other_precision_and_accumulation(form, training, teacher, tmp_path):
+    config = Config(form=form, answers=0, training={**SHORT, **training})
+    student = tiny.tiny_bert()
+    after = hidden_states.apply(student, config, tiny.context(tmp_path, teacher))
+    assert _distance(after, teacher.model, config) < _distance(student, teacher.model, config)
+    assert all(p.dtype == torch.float32 for p in after.model.parameters())
+
+
 def test_pruned_zeros_stay(teacher, tmp_path):
     bundle = tiny.tiny_bert()
     name = "bert.encoder.layer.0.output.dense.weight"
@@ -300,6 +310,7 @@ def _few_heads():
             {},
             "reads 8 tokens of a text, the student 16",
         ),
+        (tiny.tiny_bert, {"student": {"lstm": {"embedding": 8, "hidden": 6}}}, "is not known"),
         (tiny.tiny_bert, {"layers": [[3, 2]]}, "the student has no layer 3 .* are 0 to 2"),
         (tiny.tiny_bert, {"layers": [[0, 1], [2, 5]]}, "the teacher has no layer 5 to match"),
         (

@@ -10,6 +10,7 @@ from tasks import matching, model_parts
 from tasks.errors import TechniqueError
 from tasks.matching import Seen, Watch, attentions
 from tests import tiny
+from tests.training.test_lstm import tiny_lstm
 
 LENGTHS = (5, 3, 1)
 KINDS = ("bert", "gpt2", "distilbert", "electra", "roberta", "mpnet", "albert")
@@ -158,6 +159,8 @@ def test_cut_heads_are_seen_as_they_are():
 def test_what_cannot_be_watched_is_refused():
     with pytest.raises(TechniqueError, match="2 layers a group cannot be matched layer by layer"):
         attentions(_model("albert", inner_group_num=2))
+    with pytest.raises(TechniqueError, match="attention of a model of type `nightpress-lstm` is"):
+        attentions(tiny_lstm().model)
 
 
 def test_a_uniform_map_is_tinyberts():
