@@ -35,7 +35,8 @@ Overrides = Annotated[
     typer.Option("-S", "--set", help="Override one setting: `-S training.epochs=3`."),
 ]
 Recipes = Annotated[
-    str | None, typer.Option("--recipes", help="Only these recipes, separated by commas; `all`: every one.")
+    str | None,
+    typer.Option("--recipes", help="Only these recipes, separated by commas; `all`: every one."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 PARAMS = Path("params.yaml")

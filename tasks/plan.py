@@ -164,8 +164,7 @@ class _Planner:
             if last is not None:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
-            named = getattr(config, "teacher", None)
-            teachers = {} if named is None else {named: self._teacher(place, named, baseline)}
+            teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
             reads_data = getattr(module, "READS_DATA", True)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
@@ -211,7 +210,7 @@ class _Planner:
         key = files.key(
             {
                 "parent": parent if parent is not None else self.inputs.base_model_sha256,
-                "teachers": sorted(teachers.values()),
+                "teachers": list(teachers.values()),  # several have weights in their order
                 "technique": name,
                 "settings": _effective(config),
                 "data": self.inputs.data_md5 if reads_data else None,
@@ -228,13 +227,22 @@ class _Planner:
         return key
 
 
+def _teachers(config: Frozen) -> tuple[str, ...]:
+    """Return the names of the recipes that a step learns from: its `teacher`, or its `teachers`."""
+    named = getattr(config, "teacher", None)
+    several: tuple[str, ...] = getattr(config, "teachers", ())
+    return several if named is None else (named,)
+
+
 def _effective(config: Frozen) -> dict[str, Any]:
     """Return the settings that can change a result.
 
     How often a training is saved cannot, nor what a recipe is called; a base model and a teacher
     count by what they are.
     """
-    without: dict[str, Any] = {"teacher": True, "training": {"checkpoint_seconds"}}
+    without: dict[str, Any] = {
+        "teacher": True, "teachers": True, "training": {"checkpoint_seconds"},
+    }  # fmt: skip
     if isinstance(config, BaselineConfig):
         without = {"model": True, "training": without["training"] if config.train else True}
     return config.model_dump(mode="json", exclude=without)

@@ -160,11 +160,17 @@ def _select(settings: Settings, only: Sequence[str]) -> Settings:
             raise SettingsError(f"no recipe `{name}`{nearest(name, settings.recipes)}")
         if name not in kept:
             kept[name] = settings.recipes[name]
-            teachers = (step.settings.get("teacher") for step in kept[name])
-            # what is no name at all is told when the plan is made
-            waiting += [t for t in teachers if isinstance(t, str) and t in settings.recipes]
+            teachers = [t for step in kept[name] for t in _taught_by(step)]
+            waiting += [t for t in teachers if t in settings.recipes]
     ordered = {name: steps for name, steps in settings.recipes.items() if name in kept}
     return settings.model_copy(update={"recipes": ordered})
+
+
+def _taught_by(step: Step) -> list[str]:
+    """Return the names that a step gives for teachers; what is none is told when planning."""
+    several = step.settings.get("teachers")
+    found = [step.settings.get("teacher"), *(several if isinstance(several, list) else ())]
+    return [name for name in found if isinstance(name, str)]
 
 
 def _read(path: Path) -> Any:

@@ -21,6 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from tasks.bundle import Bundle
 from tasks.errors import SettingsError
 from tasks.frozen import Frozen
 from tasks.suggest import nearest
@@ -38,6 +39,10 @@ class Teacher(Protocol):
 
     def logits(self, examples: Examples) -> np.ndarray:
         """Return float32 logits (examples, labels); computed once per teacher and texts."""
+        ...
+
+    def load(self) -> Bundle:
+        """Return the teacher itself, not to be changed: for its hidden states, or to be cut."""
         ...
 
 

@@ -109,12 +109,20 @@ def examples(count: int = 64, seed: int = 0) -> Examples:
 
 
 class WiseTeacher:
-    """Knows the rule of `examples`, without being sure: logits of ±1. Counts its lessons."""
+    """Knows the rule of `examples`, without being sure: logits of ±1. Counts its lessons.
 
-    def __init__(self, labels: tuple[str, ...] = LABELS) -> None:
+    `model` is what it shows of itself: a model that need not know the rule.
+    """
+
+    def __init__(self, labels: tuple[str, ...] = LABELS, model: Bundle | None = None) -> None:
         self.key = "wise"
         self.labels = labels
+        self.model = model
         self.asked = 0
+
+    def load(self) -> Bundle:
+        assert self.model is not None
+        return self.model
 
     def logits(self, examples: Examples) -> np.ndarray:
         self.asked += 1
@@ -142,9 +150,14 @@ def answers(bundle: Bundle, texts: Sequence[str]) -> np.ndarray:
     return output.logits.float().cpu().numpy()
 
 
-def context(scratch: Path, teacher: WiseTeacher | None = None, seed: int = 7) -> Context:
-    """A context over 64 training and 32 validation examples, and 16 unlabelled texts."""
-    teachers = {} if teacher is None else {"baseline": teacher}
+def context(
+    scratch: Path, teacher: WiseTeacher | None = None, seed: int = 7, **others: WiseTeacher
+) -> Context:
+    """A context over 64 training and 32 validation examples, and 16 unlabelled texts.
+
+    `teacher` is called `baseline`, the others as they are given.
+    """
+    teachers = others if teacher is None else {"baseline": teacher, **others}
     return Context(
         train=examples(64),
         validation=examples(32, seed=1),

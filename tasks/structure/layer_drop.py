@@ -43,7 +43,7 @@ class Config(Frozen):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Config":
-        if isinstance(self.keep, tuple) and "strategy" in self.model_fields_set:
+        if isinstance(self.keep, tuple) and self.strategy != "even":
             raise ValueError("`strategy` goes with a number of layers, not with a list of them")
         return self
 
@@ -71,9 +71,9 @@ def kept_layers(config: Config, num_layers: int) -> list[int]:
 def _spread(count: int, num_layers: int, strategy: str) -> list[int]:
     if strategy == "top":
         return list(range(num_layers - count, num_layers))
-    if strategy == "bottom" or count == 1:
+    if strategy == "bottom":
         return list(range(count))
-    return [round(i * (num_layers - 1) / (count - 1)) for i in range(count)]
+    return model_parts.spread(count, num_layers)
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
@@ -85,19 +85,5 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     kept = kept_layers(config, len(found))
     pressed = bundle.copy()
     model_parts.keep_layers(pressed.model, kept)
-    pressed.sparse = _renamed(bundle.sparse, path, kept)
+    pressed.sparse = model_parts.renamed(bundle.sparse, path, kept)
     return pressed
-
-
-def _renamed(names: tuple[str, ...], path: str, kept: list[int]) -> tuple[str, ...]:
-    """Give the parameters of kept layers their new place; those of dropped layers are left out."""
-    place = {old: new for new, old in enumerate(kept)}
-    renamed = []
-    for name in names:
-        if not name.startswith(f"{path}."):
-            renamed.append(name)
-            continue
-        old, _, rest = name.removeprefix(f"{path}.").partition(".")
-        if int(old) in place:
-            renamed.append(f"{path}.{place[int(old)]}.{rest}")
-    return tuple(renamed)

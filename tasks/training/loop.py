@@ -35,6 +35,8 @@ from tasks.training.seeding import seed_everything
 
 AfterStep = Callable[[nn.Module, int, int], None]
 """Called with the model, the number of steps done, and of all."""
+BeforeStep = Callable[[int, int], None]
+"""Called with the number of steps done, and of all: for a loss that moves with the training."""
 RateOf = Callable[[str], float]
 """Name of a parameter → factor of its learning rate."""
 _EVALUATION_BATCH = 64
@@ -55,6 +57,7 @@ def fit(
     scratch: Path,
     progress: Progress,
     loss: Loss = cross_entropy,
+    before_step: BeforeStep | None = None,
     after_step: AfterStep | None = None,
     keep: Literal["best", "last"] = "best",
     forward: Mapping[str, bool] = MappingProxyType({}),
@@ -69,7 +72,7 @@ def fit(
     parameter's name, the factor of its learning rate.
 
     A checkpoint in `scratch` of this very training (weights at its start, data, settings, seed) is
-    gone on from. What the loss and `after_step` are set to is not told apart: `scratch` belongs to
+    gone on from. What the loss and the two hooks are set to is not told apart: `scratch` belongs to
     one set of settings. At the end the result stays there, so that a caller who dies before he has
     saved it trains nothing twice; he removes the folder.
 
@@ -95,6 +98,7 @@ def fit(
             seed,
             device,
             loss,
+            before_step,
             after_step,
             keep,
             forward,
@@ -115,13 +119,15 @@ class _Training:
         seed: int,
         device: torch.device,
         loss: Loss,
+        before_step: BeforeStep | None,
         after_step: AfterStep | None,
         keep: Literal["best", "last"],
         forward: Mapping[str, bool],
         rate_of: RateOf,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
-        self.loss, self.after_step, self.keep, self.forward = loss, after_step, keep, forward
+        self.loss, self.keep, self.forward = loss, keep, forward
+        self.before_step, self.after_step = before_step, after_step
         AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ by training
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -146,7 +152,7 @@ class _Training:
         self.epoch, self.batches = -1, list[np.ndarray]()
 
     def _fingerprint(self, sparse: tuple[str, ...]) -> str:
-        """Return a hash of all that the result depends on, but for the loss and `after_step`."""
+        """Return a hash of all that the result depends on, but for the loss and the hooks."""
         settings = self.config.model_dump(exclude={"checkpoint_seconds"})
         facts = [settings, self.seed, self.keep, self.device.type, sorted(sparse)]
         found = hashlib.sha256(json.dumps(facts).encode())
@@ -189,6 +195,8 @@ class _Training:
     def _step(self) -> None:
         """Do one optimizer step over the gradients of `config.accumulation` batches."""
         began = time.monotonic()
+        if self.before_step is not None:
+            self.before_step(self.state.step, self.total)
         group = self._group()
         num_examples = sum(map(len, group))
         total = torch.zeros((), device=self.device)

@@ -1,10 +1,12 @@
 """A teacher's answers, computed once per teacher and texts, ever."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,21 +31,31 @@ class CachedTeacher:
     ) -> None:
         self.key = key
         self.labels = labels
-        self._load = load
+        self._loader = load
         self._folder = cache / "logits"
         self._device = device
 
     def logits(self, examples: Examples) -> np.ndarray:
         """Return float32 logits (examples, labels), from the cache where they are there whole.
 
-        Raises TechniqueError where the teacher's answers are not numbers.
+        Waits while another process of this machine computes them. Raises TechniqueError where the
+        teacher's answers are not numbers.
         """
         texts = hashlib.sha256(json.dumps([self.key, *examples.texts]).encode()).hexdigest()
-        path = self._folder / f"{texts}.npy"
-        kept = _read(path, (len(examples), len(self.labels)))
+        path, shape = self._folder / f"{texts}.npy", (len(examples), len(self.labels))
+        kept = _read(path, shape)
         if kept is not None:
             return kept
-        found = logits(self._load(), examples, device=self._device)
+        with _alone(path.with_suffix(".lock")):
+            kept = _read(path, shape)
+            return kept if kept is not None else self._computed(examples, path)
+
+    def load(self) -> Bundle:
+        """Return the teacher itself, read anew: each caller has one of his own."""
+        return self._loader()
+
+    def _computed(self, examples: Examples, path: Path) -> np.ndarray:
+        found = logits(self._loader(), examples, device=self._device)
         if not np.isfinite(found).all():
             raise TechniqueError(
                 f"the teacher {self.key[:12]} answers with what are not numbers: train it again, "
@@ -51,6 +63,18 @@ class CachedTeacher:
             )
         _write(path, found)
         return found
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which goes at the end; a process that dies leaves it free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _read(path: Path, shape: tuple[int, int]) -> np.ndarray | None:

@@ -202,9 +202,51 @@ def test_an_edit_after_the_check_changes_no_key_of_this_process(
     assert (planned(params), plan.code_hash("tasks.runtime.export")) == before
 
 
+def _of_many(params: Path, **settings: Any) -> Plan:
+    """A plan of one more recipe, whose student learns from several teachers."""
+    step = json.dumps({"distillation.ensemble": settings})
+    return planned(params, f"recipes.many=[{step}]")
+
+
+def test_several_teachers_are_pressed_before_and_count_by_what_they_are(params: Path) -> None:
+    made = _of_many(params, teachers=["baseline", "small"], weights=[1, 2])
+    node = made.nodes[made.leaves["many"]]
+    assert node.teachers == {"baseline": made.baseline, "small": made.leaves["small"]}
+    assert set(node.needs) == {made.baseline, made.leaves["small"]}
+    key = made.leaves["many"]
+    twin = planned(
+        params,
+        f"recipes.twin={json.dumps(RECIPES['small'])}",
+        "recipes.many=[{distillation.ensemble: {teachers: [baseline, twin], weights: [1, 2]}}]",
+    )
+    assert twin.leaves["many"] == key
+    for teachers, weights in (
+        (["small", "baseline"], [1, 2]),
+        (["baseline", "small"], [2, 1]),
+        (["baseline", "alone"], [1, 2]),
+    ):
+        assert _of_many(params, teachers=teachers, weights=weights).leaves["many"] != key
+
+
+def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
+    override = "recipes.many=[{distillation.ensemble: {teachers: [alone, small]}}]"
+    kept = settings.load(params, overrides=[override], only=["many"]).recipes
+    assert set(kept) == {"many", "alone", "small"}
+
+
 @pytest.mark.parametrize(
     ("recipes", "expected"),
     [
+        (
+            {"a": [{"distillation.ensemble": {"teachers": ["baseline", "smal"]}}],
+             "small": [SHORT]},
+            "recipes.a[0] distillation.ensemble: no recipe `smal` to learn from; did you mean "
+            "`small`?",
+        ),
+        (
+            {"a": [{"distillation.ensemble": {"teachers": ["baseline", "a"]}}]},
+            "recipes teach each other in a circle: a → a",
+        ),
         (
             {"a": [{"distillation.logits": {"teacher": "b"}}],
              "b": [{"distillation.logits": {"teacher": "a"}}]},

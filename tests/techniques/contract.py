@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tasks.bundle import Bundle
+from tests import tiny
 
 Settings = Mapping[str, Any]
 SHORT = {"epochs": 2, "batch_size": 16, "learning_rate": 5e-3}
@@ -54,3 +55,9 @@ def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float = 1.
     """Return KL(teacher ∥ student) of each text, from logits (texts, labels)."""
     p, q = softmax(teacher, temperature), softmax(student, temperature)
     return (p * (np.log(p) - np.log(q))).sum(1)
+
+
+def accuracy(bundle: Bundle) -> float:
+    """Return the share of right answers on tiny texts that no training has seen."""
+    held_out = tiny.examples(128, seed=11)
+    return float((tiny.answers(bundle, held_out.texts).argmax(1) == held_out.labels).mean())

@@ -77,7 +77,8 @@ def _press(name: str, number: int, kind: str, folder: Path) -> Pressed:
     results = []
     for scratch in (folder / "one", folder / "two"):
         scratch.mkdir()
-        context = tiny.context(scratch, tiny.WiseTeacher())
+        teachers = [tiny.WiseTeacher(model=tiny.tiny(kind, seed=5)) for _ in range(2)]
+        context = tiny.context(scratch, teachers[0], other=teachers[1])
         results.append(module.apply(before, config, context))
     return Pressed(before, untouched, results[0], results[1], config)
 
@@ -157,6 +158,14 @@ def test_bad_settings_are_refused_with_the_reason(name):
             config.model_validate(settings)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         config.model_validate({**contract.good[0], "no_such_setting": 1})
+
+
+@every_case
+def test_resolved_settings_are_understood_again(name, number):
+    config = technique.config_class(name)
+    once = config.model_validate(contract_of(name).good[number])
+    # a node is pressed from its settings with every default written out
+    assert config.model_validate(once.model_dump(mode="json")) == once
 
 
 @pytest.mark.parametrize("name", technique.names())

@@ -169,6 +169,22 @@ def test_pruned_weights_stay_zero_and_the_hook_has_the_last_word(
     assert (weight[5:] != 0).any()
 
 
+def test_a_loss_may_move_with_the_training(train: Callable[..., FitResult]) -> None:
+    seen: list[tuple[str, int, int]] = []
+
+    def before(step: int, total: int) -> None:
+        seen.append(("before", step, total))
+
+    def loss(output: Any, batch: Any) -> torch.Tensor:
+        seen.append(("loss", *seen[-1][1:]))
+        return cross_entropy(output, batch)
+
+    train(tiny.tiny_bert(), {"epochs": 2, "batch_size": 8, "accumulation": 2},
+          before_step=before, loss=loss)  # fmt: skip
+    steps = [("before", "loss", "loss") for _ in range(8)]
+    assert seen == [(name, i, 8) for i, names in enumerate(steps) for name in names]
+
+
 def test_max_examples_takes_as_many_by_the_seed(train: Callable[..., FitResult]) -> None:
     seen: list[set[str]] = []
     tokenizer = tiny.tokenizer()

@@ -1,6 +1,8 @@
 """Logits come back in the order given, whatever the batches; teachers answer once."""
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,29 @@ def test_a_teacher_whose_answers_are_no_numbers_is_refused(teach: Teach, tmp_pat
     with pytest.raises(TechniqueError, match="train it again"):
         teach("one", float("nan")).logits(Examples(["the film"], np.array([0])))
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_two_who_ask_at_once_get_what_was_computed_once(tmp_path: Path) -> None:
+    examples, loaded = tiny.examples(20), []
+
+    def load() -> Bundle:
+        loaded.append(1)
+        time.sleep(0.2)
+        return tiny.tiny_bert()
+
+    def ask(_: int) -> np.ndarray:
+        return CachedTeacher("one", load, tiny.LABELS, tmp_path).logits(examples)
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(ask, range(3)))
+    assert len(loaded) == 1
+    assert all((answers == found[0]).all() for answers in found)
+    assert [path.suffix for path in (tmp_path / "logits").iterdir()] == [".npy"]
+
+
+def test_a_teacher_shows_itself_anew_to_each(teach: Teach) -> None:
+    teacher = teach("one", 1.0)
+    first, second = teacher.load(), teacher.load()
+    assert first.model is not second.model
+    texts = tiny.examples(3).texts
+    assert (tiny.answers(first, texts) == tiny.answers(tiny.tiny_bert(), texts)).all()

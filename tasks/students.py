@@ -1,0 +1,211 @@
+"""The student of a distillation: the node before, a fresh smaller model, or a cut of the teacher.
+
+A fresh one is of the same architecture as the node before, or a bidirectional LSTM.
+
+A cut keeps layers that are spread evenly over the depth, the first and the last among them (Sanh
+et al. 2019, "DistilBERT"), and of each layer the first units, or those that matter most to the
+loss, to first order (`tasks.importance`, `tasks.residual`).
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+
+from tasks import lstm, model_parts, residual
+from tasks.bundle import Bundle, ExportPlan
+from tasks.errors import TechniqueError
+from tasks.frozen import Frozen
+from tasks.importance import first_order
+from tasks.technique import Context
+from tasks.training.config import LstmConfig
+from tasks.training.seeding import seed_everything
+
+_MEASURED = 512
+"""Training examples that importance is measured on."""
+_WIDTHS = {"layers": "num_hidden_layers", "hidden": "hidden_size", "heads": "num_attention_heads"}
+_FFN = ("intermediate_size", "hidden_dim", "n_inner")
+"""What architectures call the width of the feed-forward network: BERT, DistilBERT, GPT-2."""
+
+
+class StudentConfig(Frozen):
+    """A smaller model; what is not given is as in the model that it comes from."""
+
+    layers: int | None = Field(default=None, ge=1)
+    """Transformer layers."""
+    hidden: int | None = Field(default=None, ge=1)
+    """Width of the residual stream."""
+    ffn: int | None = Field(default=None, ge=1)
+    """Width of the feed-forward networks."""
+    heads: int | None = Field(default=None, ge=1)
+    """Attention heads of a layer; in a fresh model they divide `hidden`, in a cut each keeps its
+    size."""
+    init: Literal["fresh", "first", "important"] = "fresh"
+    """Fresh: random weights, shaped like the node before. Or a cut of the teacher (the first of
+    several): its first units, or those that matter most to the loss on the training text."""
+    lstm: LstmConfig | None = None
+    """A fresh bidirectional LSTM of this shape instead, with the tokenizer of the node before."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "StudentConfig":
+        fresh = self.init == "fresh"
+        if self.lstm is not None and (self.widths() or not fresh):
+            raise ValueError("`lstm` has its own widths and is always fresh: give it alone")
+        if self.lstm is None and not self.widths():
+            raise ValueError("a student needs `layers`, `hidden`, `ffn` or `heads`, or `lstm`")
+        if fresh and self.hidden and self.heads and self.hidden % self.heads:
+            raise ValueError(f"`hidden` {self.hidden} is not a multiple of `heads` {self.heads}")
+        return self
+
+    def widths(self) -> dict[str, int]:
+        """Return the sizes that are given."""
+        return self.model_dump(exclude_none=True, exclude={"init", "lstm"})
+
+
+def student(bundle: Bundle, config: StudentConfig | None, context: Context, teacher: str) -> Bundle:
+    """Return what is to be taught: a copy of `bundle` where `config` is None.
+
+    Raises TechniqueError where the student would not be smaller than what it comes from, its
+    widths do not fit together, or the teacher knows other labels or cannot be cut.
+    """
+    if config is None:
+        return bundle.copy()
+    if config.init == "fresh":
+        return fresh(bundle, config, context)
+    source = context.teachers[teacher].load()
+    if source.labels != bundle.labels:
+        raise TechniqueError(
+            f"teacher `{teacher}` knows the labels {', '.join(source.labels)}, not "
+            f"{', '.join(bundle.labels)}: cut a teacher trained on the same labels"
+        )
+    return cut(source, config, context)
+
+
+def fresh(bundle: Bundle, config: StudentConfig, context: Context) -> Bundle:
+    """Return a bundle with a new model of the given widths, random by the context's seed.
+
+    Raises TechniqueError where it would not be smaller, or the widths do not fit together.
+    """
+    seed_everything(context.seed)
+    model = _lstm(bundle, config.lstm) if config.lstm is not None else _alike(bundle, config)
+    made = Bundle(model.eval(), bundle.tokenizer, bundle.labels, bundle.max_length, ExportPlan())
+    if made.num_parameters() >= bundle.num_parameters():
+        raise TechniqueError(
+            f"the student has {made.num_parameters():,} parameters, not fewer than the node "
+            f"before it ({bundle.num_parameters():,}): give it smaller widths"
+        )
+    return made
+
+
+def _alike(bundle: Bundle, config: StudentConfig) -> PreTrainedModel:
+    """Return a random model of the bundle's architecture with other widths."""
+    model_config = copy.deepcopy(bundle.model.config)
+    for name, value in config.widths().items():
+        setattr(model_config, _setting(model_config, name), value)
+    heads = getattr(model_config, "num_attention_heads", 1)
+    if model_config.hidden_size % heads:
+        raise TechniqueError(
+            f"the student's hidden width {model_config.hidden_size} is not a multiple of its "
+            f"{heads} heads: set `hidden` or `heads`"
+        )
+    lstm.register()
+    return AutoModelForSequenceClassification.from_config(model_config)
+
+
+def _lstm(bundle: Bundle, shape: LstmConfig) -> PreTrainedModel:
+    """Return a random LSTM that reads the bundle's tokens and knows its labels."""
+    model = lstm.build(
+        **shape.model_dump(),
+        vocab_size=bundle.model.get_input_embeddings().num_embeddings,
+        pad_id=bundle.tokenizer.pad_token_id,
+        num_labels=len(bundle.labels),
+    )
+    for name in ("id2label", "label2id", "problem_type"):
+        setattr(model.config, name, getattr(bundle.model.config, name))
+    return model
+
+
+def _setting(model_config: Any, width: str) -> str:
+    """Return what an architecture's configuration calls a width."""
+    for name in _FFN if width == "ffn" else (_WIDTHS[width],):
+        if hasattr(model_config, name):
+            return name
+    raise TechniqueError(
+        f"a student of type `{model_config.model_type}` has no width `{width}` to set: leave it out"
+    )
+
+
+def cut(teacher: Bundle, config: StudentConfig, context: Context) -> Bundle:
+    """Return a copy of the teacher, cut to the given widths.
+
+    Raises TechniqueError where a width is wider than the teacher's or none is narrower, or where
+    the teacher's layers are unknown.
+    """
+    _check_narrower(teacher, config)
+    made = teacher.copy()
+    made.export = ExportPlan()
+    path, found = model_parts.layer_list(made.model)
+    if config.layers is not None:
+        kept = model_parts.spread(config.layers, len(found))
+        model_parts.keep_layers(made.model, kept)
+        made.sparse = model_parts.renamed(teacher.sparse, path, kept)
+    ranks = _ranks(made, config, context)
+    for layer, part in enumerate(model_parts.layers(made.model)):
+        if config.heads is not None and config.heads < part.num_heads:
+            part.keep_heads(_best(ranks["heads"][layer], config.heads))
+        if config.ffn is not None:
+            part.keep_neurons(_best(ranks["ffn"][layer], config.ffn))
+    if config.hidden is not None:
+        residual.keep(made.model, _best(ranks["hidden"][0], config.hidden))
+    made.model.to("cpu").eval()
+    return made
+
+
+def _check_narrower(teacher: Bundle, config: StudentConfig) -> None:
+    parts = model_parts.layers(teacher.model)
+    there = {
+        "layers": [len(parts)],
+        "hidden": [residual.width(teacher.model)],
+        "ffn": [part.num_neurons for part in parts],
+        "heads": [part.num_heads for part in parts],
+    }
+    narrower = set()
+    for name, wanted in config.widths().items():
+        if wanted > min(there[name]):
+            raise TechniqueError(
+                f"the student's `{name}` {wanted} is more than its teacher's {min(there[name])}: "
+                "a cut can only narrow; lower it, or set `init: fresh`"
+            )
+        if wanted < max(there[name]):
+            narrower.add(name)
+    if not narrower:
+        raise TechniqueError("the student is as wide as its teacher: give it smaller widths")
+    if "heads" in narrower and not model_parts.cuts_heads(teacher.model):
+        raise TechniqueError(
+            f"heads cannot be cut from a teacher of type `{teacher.model.config.model_type}`: "
+            "leave out `heads`"
+        )
+
+
+def _ranks(made: Bundle, config: StudentConfig, context: Context) -> dict[str, list[torch.Tensor]]:
+    """Return scores of what can be cut, a tensor a layer; the first units have the highest."""
+    if config.init == "important":
+        measured = context.train.sample(_MEASURED, context.seed)
+        found = first_order(made, measured, context.device)
+        hidden = residual.importance(made, measured, context.device)
+        made.model.to("cpu")
+        return {"heads": found.heads, "ffn": found.neurons, "hidden": [hidden]}
+    parts = model_parts.layers(made.model)
+    return {
+        "heads": [-torch.arange(part.num_heads) for part in parts],
+        "ffn": [-torch.arange(part.num_neurons) for part in parts],
+        "hidden": [-torch.arange(residual.width(made.model))],
+    }
+
+
+def _best(scores: torch.Tensor, count: int) -> list[int]:
+    order = torch.argsort(scores, descending=True, stable=True)
+    best: list[int] = order[:count].sort().values.tolist()
+    return best
