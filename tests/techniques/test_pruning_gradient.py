@@ -57,12 +57,6 @@ CONTRACT = Contract(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", CONTRACT.good)
-def test_settings_that_are_written_out_mean_the_same(settings):
-    config = gradient.Config(**settings)
-    assert gradient.Config.model_validate(config.model_dump(mode="json")) == config
-
-
 @pytest.fixture
 def fitted(monkeypatch):
     """Let trainings end with the accuracies and seconds given; return what they began with."""

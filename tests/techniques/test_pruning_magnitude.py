@@ -68,12 +68,6 @@ CONTRACT = Contract(
 )
 
 
-@pytest.mark.parametrize("settings", CONTRACT.good)
-def test_settings_that_are_written_out_mean_the_same(settings):
-    config = magnitude.Config(**settings)
-    assert magnitude.Config.model_validate(config.model_dump(mode="json")) == config
-
-
 def test_the_schedule_is_cubic():
     # s_f·(1 − (1 − t/T)³) from 0 to 0.8 over T = 10: a half of the way is 7/8 of the rise
     assert magnitude.scheduled(0, 10, 0.0, 0.8) == 0

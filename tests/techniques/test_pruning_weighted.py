@@ -52,12 +52,6 @@ CONTRACT = Contract(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", CONTRACT.good)
-def test_settings_that_are_written_out_mean_the_same(settings):
-    config = weighted.Config(**settings)
-    assert weighted.Config.model_validate(config.model_dump(mode="json")) == config
-
-
 WEIGHTS = {"*.layer.0.*": 2, "*.query.weight": 3, "classifier.*": 0.5}
 
 
