@@ -96,8 +96,8 @@ class Layer:
         fused = num_outputs(self.projections[0]) // (self.num_heads * size)
         width = self.num_heads * size
         for projection in self.projections:
-            _keep_outputs(projection, torch.cat([columns + i * width for i in range(fused)]))
-        _keep_inputs(self.attention_output, columns)
+            keep_outputs(projection, torch.cat([columns + i * width for i in range(fused)]))
+        keep_inputs(self.attention_output, columns)
         setattr(self.attention, self.family.heads, len(heads))
         if self.family.width is not None:
             setattr(self.attention, self.family.width, len(columns))
@@ -106,8 +106,8 @@ class Layer:
         """Remove all neurons of the feed-forward network but `neurons` (ascending), in place."""
         assert neurons
         index = torch.as_tensor(neurons)
-        _keep_outputs(self.ffn_input, index)
-        _keep_inputs(self.ffn_output, index)
+        keep_outputs(self.ffn_input, index)
+        keep_inputs(self.ffn_output, index)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -190,19 +190,39 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def _keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
-    _keep(module, "weight", index, dim=1 if isinstance(module, Conv1D) else 0)
+def renamed(names: Sequence[str], path: str, keep: Sequence[int]) -> tuple[str, ...]:
+    """Return the parameters `names` as they are called once `keep_layers` has kept `keep`.
+
+    `path` is the list's, as `layer_list` gives it; parameters of dropped layers are left out.
+    """
+    place = {old: new for new, old in enumerate(keep)}
+    found = []
+    for name in names:
+        if not name.startswith(f"{path}."):
+            found.append(name)
+            continue
+        old, _, rest = name.removeprefix(f"{path}.").partition(".")
+        if int(old) in place:
+            found.append(f"{path}.{place[int(old)]}.{rest}")
+    return tuple(found)
+
+
+def keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
+    """Remove all outputs of a linear module but those at `index`, in place."""
+    keep_entries(module, "weight", index, dim=1 if isinstance(module, Conv1D) else 0)
     if module.bias is not None:
-        _keep(module, "bias", index, dim=0)
+        keep_entries(module, "bias", index, dim=0)
     setattr(module, "nf" if isinstance(module, Conv1D) else "out_features", len(index))
 
 
-def _keep_inputs(module: nn.Module, index: torch.Tensor) -> None:
-    _keep(module, "weight", index, dim=0 if isinstance(module, Conv1D) else 1)
+def keep_inputs(module: nn.Module, index: torch.Tensor) -> None:
+    """Remove all inputs of a linear module but those at `index`, in place."""
+    keep_entries(module, "weight", index, dim=0 if isinstance(module, Conv1D) else 1)
     setattr(module, "nx" if isinstance(module, Conv1D) else "in_features", len(index))
 
 
-def _keep(module: nn.Module, leaf: str, index: torch.Tensor, dim: int) -> None:
+def keep_entries(module: nn.Module, leaf: str, index: torch.Tensor, dim: int) -> None:
+    """Replace the parameter `leaf` of `module` by its entries at `index` along `dim`."""
     old = getattr(module, leaf)
     kept = old.detach().index_select(dim, index.to(old.device)).contiguous()
     setattr(module, leaf, nn.Parameter(kept, requires_grad=old.requires_grad))
