@@ -166,7 +166,7 @@ class _Planner:
             config = self._configure(place, step)
             named = getattr(config, "teacher", None)
             teachers = {} if named is None else {named: self._teacher(place, named, baseline)}
-            reads_data = getattr(module, "READS_DATA", True)
+            reads_data = technique.reads_data(module, config)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
             )
