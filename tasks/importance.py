@@ -37,7 +37,7 @@ Criterion = Literal["first_order", "fisher", "magnitude"]
 
 @dataclass(frozen=True)
 class Importance:
-    """float64 scores, one tensor a layer."""
+    """float64 scores, one tensor a layer (or, of `example_gradients`, a row for each example)."""
 
     heads: list[torch.Tensor]
     """(heads,) each."""
@@ -91,6 +91,25 @@ def first_order(
         for total, gradient in zip((*found.heads, *found.neurons), (*heads, *neurons), strict=True):
             total += gradient.double().abs().pow(power).sum(0).cpu()
     return found
+
+
+def example_gradients(bundle: Bundle, examples: Examples, device: torch.device) -> Importance:
+    """Return ∂L(x)/∂ξ of every example: float32 on the CPU, (examples, parts) for each layer.
+
+    The order of the examples is that of `Encoded.ordered`. The model is moved to `device` and not
+    changed. Raises TechniqueError where its layers are unknown.
+    """
+    parts = layers(bundle.model)
+    batches = [
+        [
+            gradient.float().cpu()
+            for found in gate_gradients(bundle.model, parts, batch)
+            for gradient in found
+        ]
+        for batch in labelled_batches(bundle, examples, device)
+    ]
+    whole = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
+    return Importance(whole[: len(parts)], whole[len(parts) :])
 
 
 def labelled_batches(
