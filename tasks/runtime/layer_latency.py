@@ -71,9 +71,9 @@ def measure(bundle: Bundle, length: int, threads: int, progress: Progress) -> La
         progress.stop()
 
 
-def widths(most: int, points: int = _POINTS) -> list[int]:
-    """Return up to `points` ascending numbers of parts, evenly spread, `most` the last."""
-    return sorted({max(1, round(most * (i + 1) / points)) for i in range(points)})
+def widths(most: int) -> list[int]:
+    """Return a few ascending numbers of parts, evenly spread, `most` the last."""
+    return sorted({max(1, round(most * (i + 1) / _POINTS)) for i in range(_POINTS)})
 
 
 def table(times: Mapping[tuple[int, int, int], float], most: tuple[int, int]) -> LayerLatency:
