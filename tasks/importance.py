@@ -1,4 +1,4 @@
-"""How much the loss depends on a part: first-order scores of heads and FFN neurons.
+"""How much the loss depends on a part: scores of heads and FFN neurons.
 
 A gate ξ = 1 multiplies the output of every part. Removing the part sets its gate to 0, and to
 first order changes the loss of an example x by ∂L(x)/∂ξ, so the score of a part is
@@ -7,26 +7,37 @@ first order changes the loss of an example x by ∂L(x)/∂ξ, so the score of a
 
 (heads: Michel et al. 2019, "Are Sixteen Heads Really Better than One?", eq. 2; the same Taylor
 criterion: Molchanov et al. 2017 and 2019). The sum runs over the part's values and over positions
-before the absolute value is taken, and over examples after it.
+before the absolute value is taken, and over examples after it. Other criteria:
+
+    fisher:    I = Σ_x (∂L(x)/∂ξ)²    the diagonal of the empirical Fisher information, which
+               stands for the Hessian in the second-order change (Theis et al. 2018, "Faster gaze
+               prediction with dense networks and Fisher pruning"; Kwon et al. 2022)
+    magnitude: I = ‖w‖₂    over all weights and biases that are removed with the part (Li et al.
+               2017, "Pruning Filters for Efficient ConvNets", with L2 for L1); reads no data
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tasks.bundle import Bundle
+from tasks.errors import TechniqueError
 from tasks.model_parts import Layer, layers
-from tasks.training.batches import Encoded, Examples
+from tasks.technique import Context
+from tasks.training.batches import Batch, Encoded, Examples
+
+Criterion = Literal["first_order", "fisher", "magnitude"]
 
 
 @dataclass(frozen=True)
 class Importance:
-    """float64 scores, one tensor a layer."""
+    """float64 scores, one tensor a layer (or, of `example_gradients`, a row for each example)."""
 
     heads: list[torch.Tensor]
     """(heads,) each."""
@@ -34,29 +45,108 @@ class Importance:
     """(neurons,) each."""
 
 
-def first_order(
-    bundle: Bundle, examples: Examples, device: torch.device, batch_size: int = 32
+def calibration(context: Context, count: int) -> Examples:
+    """Return up to `count` training examples to measure on, chosen by the seed.
+
+    Raises TechniqueError where there are none.
+    """
+    if len(context.train) == 0:
+        raise TechniqueError("there are no training texts to measure on: give more data")
+    return context.train.sample(count, context.seed)
+
+
+def score(
+    bundle: Bundle, examples: Examples, device: torch.device, criterion: Criterion
 ) -> Importance:
-    """Return the first-order importance of every head and neuron over labelled `examples`.
+    """Return the importance of every head and neuron by `criterion`.
+
+    The model may be moved to `device` and is not changed. Raises TechniqueError where its layers
+    are unknown.
+    """
+    if criterion == "magnitude":
+        return magnitudes(layers(bundle.model))
+    return first_order(bundle, examples, device, power=1 if criterion == "first_order" else 2)
+
+
+def first_order(
+    bundle: Bundle,
+    examples: Examples,
+    device: torch.device,
+    batch_size: int = 32,
+    *,
+    power: int = 1,
+) -> Importance:
+    """Return Σ_x |∂L(x)/∂ξ|^power of every head and neuron over labelled `examples`.
 
     The model is moved to `device` and not changed. Raises TechniqueError where its layers are
     unknown.
     """
-    model = bundle.model.to(device).eval()
-    parts = layers(model)
+    parts = layers(bundle.model)
     found = Importance(
         [torch.zeros(part.num_heads, dtype=torch.float64) for part in parts],
         [torch.zeros(part.num_neurons, dtype=torch.float64) for part in parts],
     )
+    for batch in labelled_batches(bundle, examples, device, batch_size):
+        heads, neurons = gate_gradients(bundle.model, parts, batch)
+        for total, gradient in zip((*found.heads, *found.neurons), (*heads, *neurons), strict=True):
+            total += gradient.double().abs().pow(power).sum(0).cpu()
+    return found
+
+
+def example_gradients(bundle: Bundle, examples: Examples, device: torch.device) -> Importance:
+    """Return ∂L(x)/∂ξ of every example: float32 on the CPU, (examples, parts) for each layer.
+
+    The order of the examples is that of `Encoded.ordered`. The model is moved to `device` and not
+    changed. Raises TechniqueError where its layers are unknown.
+    """
+    parts = layers(bundle.model)
+    batches = [
+        [
+            gradient.float().cpu()
+            for found in gate_gradients(bundle.model, parts, batch)
+            for gradient in found
+        ]
+        for batch in labelled_batches(bundle, examples, device)
+    ]
+    whole = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
+    return Importance(whole[: len(parts)], whole[len(parts) :])
+
+
+def labelled_batches(
+    bundle: Bundle, examples: Examples, device: torch.device, batch_size: int = 32
+) -> Iterator[Batch]:
+    """Yield `examples` in batches on `device`, where the model is moved, in evaluation mode.
+
+    While it goes on, no weight asks for a gradient: only gates do.
+    """
+    model = bundle.model.to(device).eval()
     encoded = Encoded(examples, bundle.tokenizer, bundle.max_length)
     with _frozen(model):
         for indices in encoded.ordered(batch_size):
-            batch = {k: v.to(device) for k, v in encoded.batch(indices).items()}
-            heads, neurons = gate_gradients(model, parts, batch)
-            for total, gradient in zip(found.heads, heads, strict=True):
-                total += gradient.abs().sum(0).double().cpu()
-            for total, gradient in zip(found.neurons, neurons, strict=True):
-                total += gradient.abs().sum(0).double().cpu()
+            yield {k: v.to(device) for k, v in encoded.batch(indices).items()}
+
+
+def magnitudes(parts: Sequence[Layer]) -> Importance:
+    """Return the L2 norm of the weights and biases that are removed with each head and neuron."""
+    found = Importance([], [])
+    for part in parts:
+        rows = torch.zeros(part.num_heads * part.head_size, dtype=torch.float64)
+        for projection in part.projections:  # of one that holds several side by side, each counts
+            rows += squares(projection, "outputs").view(-1, len(rows)).sum(0)
+        rows += squares(part.attention_output, "inputs")
+        found.heads.append(rows.view(part.num_heads, -1).sum(1).sqrt())
+        neurons = squares(part.ffn_input, "outputs") + squares(part.ffn_output, "inputs")
+        found.neurons.append(neurons.sqrt())
+    return found
+
+
+def squares(module: nn.Module, side: Literal["inputs", "outputs"]) -> torch.Tensor:
+    """Return Σ w² of a linear module for each of its inputs or outputs, with its bias; float64."""
+    assert isinstance(module.weight, nn.Parameter)
+    along_rows = isinstance(module, Conv1D) == (side == "inputs")
+    found = module.weight.detach().double().square().sum(1 if along_rows else 0).cpu()
+    if side == "outputs" and isinstance(module.bias, nn.Parameter):
+        found += module.bias.detach().double().square().cpu()
     return found
 
 
@@ -69,16 +159,21 @@ def gate_gradients(
     with the label. A gate of its own for each example gives each example's own gradient in one
     backward pass, since examples of a batch do not touch each other.
     """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ids = batch["input_ids"]
     heads = [torch.ones(len(ids), p.num_heads, device=ids.device) for p in parts]
     neurons = [torch.ones(len(ids), p.num_neurons, device=ids.device) for p in parts]
     for gate in (*heads, *neurons):
         gate.requires_grad_(True)
     with gated(parts, heads, neurons):
-        logits = model(input_ids=ids, attention_mask=mask).logits
-    loss = F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        loss = summed_loss(model, batch)
     gradients = list(torch.autograd.grad(loss, [*heads, *neurons]))
     return gradients[: len(parts)], gradients[len(parts) :]
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Return the cross-entropy with the labels, summed over the examples of a batch."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return F.cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
 
 @contextmanager

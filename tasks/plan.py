@@ -165,7 +165,7 @@ class _Planner:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
             teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
-            reads_data = getattr(module, "READS_DATA", True)
+            reads_data = technique.reads_data(module, config)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
             )

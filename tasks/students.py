@@ -4,7 +4,7 @@ A fresh one is of the same architecture as the node before, or a bidirectional L
 
 A cut keeps layers that are spread evenly over the depth, the first and the last among them (Sanh
 et al. 2019, "DistilBERT"), and of each layer the first units, or those that matter most to the
-loss, to first order (`tasks.importance`, `tasks.residual`).
+loss, to first order (`tasks.importance`, `tasks.stream_importance`).
 """
 
 import copy
@@ -14,11 +14,12 @@ import torch
 from pydantic import Field, model_validator
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks import lstm, model_parts, residual
+from tasks import lstm, model_parts, stream_importance
 from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.importance import first_order
+from tasks.stream import stream
 from tasks.technique import Context
 from tasks.training.config import LstmConfig
 from tasks.training.seeding import seed_everything
@@ -158,7 +159,7 @@ def cut(teacher: Bundle, config: StudentConfig, context: Context) -> Bundle:
         if config.ffn is not None:
             part.keep_neurons(_best(ranks["ffn"][layer], config.ffn))
     if config.hidden is not None:
-        residual.keep(made.model, _best(ranks["hidden"][0], config.hidden))
+        stream(made.model).keep(_best(ranks["hidden"][0], config.hidden))
     made.model.to("cpu").eval()
     return made
 
@@ -167,7 +168,7 @@ def _check_narrower(teacher: Bundle, config: StudentConfig) -> None:
     parts = model_parts.layers(teacher.model)
     there = {
         "layers": [len(parts)],
-        "hidden": [residual.width(teacher.model)],
+        "hidden": [stream(teacher.model).width],
         "ffn": [part.num_neurons for part in parts],
         "heads": [part.num_heads for part in parts],
     }
@@ -194,14 +195,15 @@ def _ranks(made: Bundle, config: StudentConfig, context: Context) -> dict[str, l
     if config.init == "important":
         measured = context.train.sample(_MEASURED, context.seed)
         found = first_order(made, measured, context.device)
-        hidden = residual.importance(made, measured, context.device)
+        scores = stream_importance.score(made, measured, context.device, "first_order")
+        hidden = scores.dimensions
         made.model.to("cpu")
         return {"heads": found.heads, "ffn": found.neurons, "hidden": [hidden]}
     parts = model_parts.layers(made.model)
     return {
         "heads": [-torch.arange(part.num_heads) for part in parts],
         "ffn": [-torch.arange(part.num_neurons) for part in parts],
-        "hidden": [-torch.arange(residual.width(made.model))],
+        "hidden": [-torch.arange(stream(made.model).width)],
     }
 
 

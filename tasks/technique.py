@@ -6,6 +6,7 @@ proven in the model that is served: `EFFECT`, one of `parameters` (fewer), `zero
 `quantized` (operators in int8), `answers` (trained: no mark but its answers). It may define
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
+  or a function of its settings that tells whether it does,
 * `LAST = True` when no other step can follow it.
 """
 
@@ -91,3 +92,9 @@ def config_class(name: str) -> type[Frozen]:
     """Return the settings class of the technique `name`."""
     config: type[Frozen] = load(name).Config
     return config
+
+
+def reads_data(module: ModuleType, config: Frozen) -> bool:
+    """Tell whether the technique in `module`, with these settings, depends on the data."""
+    declared = getattr(module, "READS_DATA", True)
+    return bool(declared(config) if callable(declared) else declared)

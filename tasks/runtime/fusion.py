@@ -63,7 +63,7 @@ def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
             str(source),
             model_type=kind,
             num_heads=heads,
-            hidden_size=model.config.hidden_size if heads else 0,
+            hidden_size=_attention_width(model) if heads else 0,
             optimization_options=FusionOptions(kind),
             opt_level=0,
         )
@@ -101,6 +101,20 @@ def _hush(folder: Path) -> None:
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _attention_width(model: Any) -> int:
+    """Return heads × head size as the model was built, which is what the optimizer means.
+
+    It takes `hidden_size` for that alone: an attention whose reshape leaves the number of heads
+    open is fused only where `num_heads` × its head size is `hidden_size`. What the attention reads
+    (a stream of any width) it takes from the weights, and heads that were cut from `_set_heads`.
+    """
+    try:
+        head_size = model_parts.layers(model)[0].head_size
+    except TechniqueError:
+        return int(model.config.hidden_size)
+    return int(model.config.num_attention_heads) * head_size
 
 
 def _set_heads(graph: onnx.ModelProto, model: Any) -> None:

@@ -97,6 +97,21 @@ def test_other_data_and_another_base_model_change_all_keys(params: Path, inputs:
     assert changed(planned(params), planned(params, inputs=inputs)) == ALL
 
 
+@pytest.mark.parametrize(("strategy", "data"), [("importance", INPUTS.data_md5), ("even", None)])
+def test_a_step_is_keyed_by_the_data_where_its_settings_let_it_read_them(
+    params: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, data: str | None
+) -> None:
+    # below a baseline that is keyed by the data too, only what is hashed tells one from the other
+    hashed: dict[str, Any] = {}
+    real = plan.files.key
+    monkeypatch.setattr(
+        plan.files, "key", lambda facts: hashed.update({facts["technique"]: facts}) or real(facts)
+    )
+    planned(params, f"recipes.drop=[{{structure.layer_drop: {{keep: 2, strategy: {strategy}}}}}]")
+    assert hashed["structure.layer_drop"]["data"] == data
+    assert (hashed["structure.layer_drop"]["seed"] is None) == (data is None)
+
+
 def test_another_version_changes_all_keys(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = planned(params)
     monkeypatch.setattr(plan, "COMPUTING_PACKAGES", plan.COMPUTING_PACKAGES[1:])

@@ -169,6 +169,15 @@ def test_resolved_settings_are_understood_again(name, number):
 
 
 @pytest.mark.parametrize("name", technique.names())
+def test_settings_written_out_in_full_are_the_same_settings(name):
+    """A node holds them so, and they are checked again where it is pressed."""
+    config = technique.config_class(name)
+    for settings in contract_of(name).good:
+        made = config.model_validate(settings)
+        assert config.model_validate(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize("name", technique.names())
 def test_a_technique_tells_its_formula_and_its_models(name):
     text = technique.load(name).__doc__ or ""
     assert "Applies to" in text

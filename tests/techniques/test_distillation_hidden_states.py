@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AlbertConfig
 
-from tasks import model_parts, residual
+from tasks import model_parts
 from tasks.distillation import hidden_states
 from tasks.distillation.hidden_states import Config, Matching, pairs
 from tasks.errors import TechniqueError
+from tasks.stream import stream
 from tasks.training.batches import Encoded, unlabelled
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
@@ -46,7 +47,7 @@ def _prove(before, after, config):
     teacher = tiny.tiny(before.model.config.model_type, seed=5)
     parts = model_parts.layers(after.model)
     if config.student is not None:
-        assert (len(parts), residual.width(after.model)) == (2, 8)
+        assert (len(parts), stream(after.model).width) == (2, 8)
         return
     share = 0.75 if config.answers else 0.25
     assert _distance(after, teacher, config) < share * _distance(before, teacher, config)

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tasks import model_parts
-from tasks.importance import choose, first_order, gate_gradients, gated, normalized
+from tasks.importance import (
+    choose,
+    example_gradients,
+    first_order,
+    gate_gradients,
+    gated,
+    normalized,
+    score,
+)
 from tasks.training.batches import Encoded
 from tests import tiny
 
@@ -52,6 +60,9 @@ def test_importance_of_a_two_layer_example_worked_by_hand():
     assert heads.tolist()[1] == pytest.approx([0.7311, 0.0], abs=1e-4)
     assert neurons.abs().sum(0).tolist() == pytest.approx([3, 2], abs=1e-5)
     assert heads.abs().sum(0).tolist() == pytest.approx([1, 0], abs=1e-5)
+    # Fisher: 0.8068² + 2.1932² and 0.5379² + 1.4621², and 0.2689² + 0.7311² and 0
+    assert neurons.square().sum(0).tolist() == pytest.approx([5.4611, 2.4271], abs=1e-3)
+    assert heads.square().sum(0).tolist() == pytest.approx([0.6068, 0], abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "distilbert"])
@@ -81,6 +92,20 @@ def test_gate_gradients_agree_with_finite_differences(kind):
         assert neurons[layer][:, 5].tolist() == pytest.approx(by_neuron.tolist(), abs=1e-5)
 
 
+def test_gradients_of_each_example_are_kept_apart():
+    bundle, examples = tiny.tiny_gpt2(), tiny.examples(40)
+    found = example_gradients(bundle, examples, torch.device("cpu"))
+    assert [g.shape for g in found.heads] == [(40, 4)] * 3
+    assert [g.shape for g in found.neurons] == [(40, 32)] * 3
+    for criterion, power in (("first_order", 1), ("fisher", 2)):
+        expected = score(bundle, examples, torch.device("cpu"), criterion)
+        for gradients, scores in zip(
+            found.heads + found.neurons, expected.heads + expected.neurons, strict=True
+        ):
+            summed = gradients.double().abs().pow(power).sum(0)
+            assert summed.tolist() == pytest.approx(scores.tolist(), rel=1e-4)
+
+
 def test_importance_sums_over_examples_whatever_the_batches():
     bundle = tiny.tiny_bert()
     before = {k: v.clone() for k, v in bundle.model.state_dict().items()}
@@ -107,12 +132,12 @@ def test_choose_keeps_the_asked_share_and_the_best_of_each_layer(scores, keep, m
     kept = choose(tensors, keep, even=even, multiple=multiple)
     groups = [-(-len(s) // multiple) for s in scores]
     sizes = [-(-len(k) // multiple) for k in kept]
-    for score, indices in zip(scores, kept, strict=True):
+    for own, indices in zip(scores, kept, strict=True):
         assert indices == sorted(set(indices))
         assert indices
-        assert len(indices) % multiple == 0 or len(indices) == len(score)
-        left = [s for i, s in enumerate(score) if i not in indices]
-        assert not left or min(score[i] for i in indices) >= max(left)
+        assert len(indices) % multiple == 0 or len(indices) == len(own)
+        left = [s for i, s in enumerate(own) if i not in indices]
+        assert not left or min(own[i] for i in indices) >= max(left)
     if even:
         most = max(sizes)
         assert all(size == min(most, g) for size, g in zip(sizes, groups, strict=True))

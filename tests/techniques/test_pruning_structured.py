@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn import LayerNorm
 from transformers import AlbertConfig
 
-from tasks import model_parts
+from tasks import model_parts, stream_importance
 from tasks.errors import TechniqueError
 from tasks.importance import first_order, gated
 from tasks.pruning import structured
+from tasks.stream import stream
 from tests import tiny
 from tests.techniques.contract import LONG, SHORT, Contract, divergence
 
@@ -20,19 +22,29 @@ def _widths(bundle):
     return [p.num_heads for p in parts], [p.num_neurons for p in parts]
 
 
+def _groups(share, size, multiple):
+    return multiple * max(round(share * (size // multiple)), 1)
+
+
 def _prove(before, after, config):
-    (heads, neurons), (old_heads, old_neurons) = _widths(after), _widths(before)
+    heads, neurons = _widths(after)
     assert after.num_parameters() < before.num_parameters()
-    assert sum(heads) == round(config.heads * sum(old_heads))
-    assert sum(neurons) == config.multiple * round(
-        config.neurons * sum(old_neurons) / config.multiple
-    )
+    num_layers = round(config.layers * 3)
+    assert len(heads) == after.model.config.num_hidden_layers == num_layers
+    assert sum(heads) == round(config.heads * 4 * num_layers)
+    assert sum(neurons) == _groups(config.neurons, 32 * num_layers, config.multiple)
     assert min(heads) >= 1
     assert min(neurons) >= config.multiple
     if config.uniform_heads:
         assert len(set(heads)) == 1
     if config.uniform_neurons:
         assert len(set(neurons)) == 1
+    narrow = stream(after.model)
+    wanted = 16 if config.hidden == 1 else _groups(config.hidden, 16, config.hidden_multiple)
+    assert narrow.width == wanted
+    assert narrow.pooled in (None, wanted)
+    widths = {tuple(m.normalized_shape) for m in after.model.modules() if isinstance(m, LayerNorm)}
+    assert widths == {(wanted,)}
 
 
 CONTRACT = Contract(
@@ -43,10 +55,22 @@ CONTRACT = Contract(
             "multiple": 8, "normalize": False, "teacher": "baseline", "training": SHORT,
         },
         {"heads": 1, "neurons": 0.25, "multiple": 8, "training": SHORT},
+        {
+            "heads": 1, "neurons": 1, "hidden": 0.7, "hidden_multiple": 1, "criterion": "fisher",
+            "training": SHORT,
+        },
+        {
+            "heads": 0.5, "neurons": 0.5, "multiple": 4, "hidden": 0.5, "hidden_multiple": 2,
+            "layers": 0.67, "criterion": "magnitude", "training": SHORT,
+        },
     ),
     bad=(
         ({"heads": 0}, "greater than 0"),
         ({"neurons": 1.2}, "less than or equal to 1"),
+        ({"hidden": 0}, "greater than 0"),
+        ({"layers": 1.5}, "less than or equal to 1"),
+        ({"criterion": "random"}, "'first_order', 'fisher' or 'magnitude'"),
+        ({"hidden_multiple": 0}, "greater than or equal to 1"),
         ({"heads": 1, "neurons": 1}, "nothing would be removed"),
         ({"multiple": 0}, "greater than or equal to 1"),
         ({"importance_examples": 0}, "greater than or equal to 1"),
@@ -81,6 +105,42 @@ def test_parts_that_the_model_does_not_need_are_the_ones_removed(kind):
     assert np.allclose(tiny.answers(bundle, texts), before, atol=1e-5)
 
 
+def test_the_least_important_dimensions_and_layers_are_the_ones_removed():
+    bundle = tiny.tiny_gpt2()
+    found = stream(bundle.model)
+    unread, read = [3, 7, 8, 14], [i for i in range(16) if i not in (3, 7, 8, 14)]
+    with torch.no_grad():
+        for writer in (found.parts[1].attention_output, found.parts[1].ffn_output):
+            writer.weight.zero_()  # a layer that adds nothing
+            writer.bias.zero_()
+        for norm in found.norms:  # dimensions that count in the norms' statistics alone
+            norm.weight[unread] = 0
+            norm.bias[unread] = 0
+    scores = stream_importance.score(bundle, tiny.examples(16), torch.device("cpu"), "first_order")
+    assert scores.dimensions[unread].mean() < scores.dimensions[read].mean() / 3
+    kept = sorted(scores.dimensions.argsort(descending=True)[:12].tolist())
+    expected = bundle.model.transformer.wte.weight[:, kept].clone()
+    config = structured.Config(heads=1, neurons=1, layers=0.67, hidden=0.75, hidden_multiple=4)
+    assert structured.cut_layers(bundle, scores, config) == [0, 2]
+    structured.cut_width(bundle, scores, config)
+    assert torch.equal(bundle.model.transformer.wte.weight, expected)
+
+
+def test_pruned_matrices_of_a_dropped_layer_are_forgotten(tmp_path):
+    bundle = tiny.tiny_bert()
+    bundle.sparse = tuple(f"bert.encoder.layer.{i}.intermediate.dense.weight" for i in range(3))
+    with torch.no_grad():
+        for name in bundle.sparse:
+            bundle.model.get_parameter(name)[::2] = 0
+    config = structured.Config(
+        heads=0.5, neurons=0.5, hidden=0.5, layers=0.34, multiple=4, hidden_multiple=4,
+        training=SHORT,
+    )  # fmt: skip
+    after = structured.apply(bundle, config, tiny.context(tmp_path))
+    assert after.sparse == ("bert.encoder.layer.0.intermediate.dense.weight",)
+    assert after.model.get_parameter(after.sparse[0]).shape == (16, 8)
+
+
 def test_a_named_teacher_is_asked_and_changes_the_result(tmp_path):
     teacher = tiny.WiseTeacher()
     texts = tiny.examples(16, seed=4).texts
@@ -101,6 +161,11 @@ def test_a_named_teacher_is_asked_and_changes_the_result(tmp_path):
     [
         (lambda: tiny.tiny("mpnet"), {}, "heads cannot be cut from a model of type `mpnet`"),
         (lambda: tiny.tiny_bert(), {"heads": 1, "neurons": 0.9}, "nothing would be removed"),
+        (
+            lambda: tiny.tiny_bert(),
+            {"heads": 1, "neurons": 1, "hidden": 0.5},  # in groups of 32 there is one
+            "lower `heads`, `neurons`, `hidden`, `layers`",
+        ),
         (
             lambda: tiny.bundle_of(
                 AlbertConfig(

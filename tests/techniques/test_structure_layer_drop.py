@@ -1,19 +1,29 @@
 """Dropping layers: which stay, what they are called afterwards, who refuses."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AlbertConfig
 
-from tasks import model_parts
+from tasks import model_parts, stream_importance, technique
 from tasks.errors import TechniqueError
 from tasks.structure import layer_drop
 from tests import tiny
 from tests.techniques.contract import Contract
 
 
+def _scores(bundle, count=512):
+    return stream_importance.score(
+        bundle.copy(), tiny.examples(count=64).sample(count, 7), torch.device("cpu"), "first_order"
+    ).layers
+
+
 def _prove(before, after, config):
-    kept = layer_drop.kept_layers(config, 3)
+    kept = layer_drop.kept_layers(config, 3, lambda: _scores(before, config.importance_examples))
     old, new = model_parts.layers(before.model), model_parts.layers(after.model)
     assert len(new) == len(kept) == after.model.config.num_hidden_layers < len(old)
     for place, index in enumerate(kept):
@@ -27,6 +37,7 @@ CONTRACT = Contract(
         {"keep": 1, "strategy": "top"},
         {"keep": 2, "strategy": "bottom"},
         {"keep": [1]},
+        {"keep": 2, "strategy": "importance", "importance_examples": 16},
     ),
     bad=(
         ({}, "Field required"),
@@ -35,8 +46,10 @@ CONTRACT = Contract(
         ({"keep": [2, 0]}, "ascending order"),
         ({"keep": [1, 1]}, "ascending order"),
         ({"keep": [-1]}, "greater than or equal to 0"),
-        ({"keep": 2, "strategy": "middle"}, "'even', 'top' or 'bottom'"),
+        ({"keep": 2, "strategy": "middle"}, "'even', 'top', 'bottom' or 'importance'"),
         ({"keep": [0, 1], "strategy": "top"}, "goes with a number of layers"),
+        ({"keep": [0, 1], "strategy": "importance"}, "goes with a number of layers"),
+        ({"keep": 1, "importance_examples": 0}, "greater than or equal to 1"),
     ),
     prove=_prove,
 )
@@ -103,4 +116,29 @@ def test_pruned_matrices_are_known_by_their_new_names(tmp_path):
         "transformer.h.1.attn.c_attn.weight",
         "score.weight",
     )
-    assert layer_drop.READS_DATA is False
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_layer_that_adds_nothing_is_the_first_to_go(place, tmp_path):
+    bundle = tiny.tiny_gpt2()
+    useless = model_parts.layers(bundle.model)[place]
+    with torch.no_grad():
+        for writer in (useless.attention_output, useless.ffn_output):
+            writer.weight.zero_()
+            writer.bias.zero_()
+    config = layer_drop.Config(keep=2, strategy="importance", importance_examples=16)
+    after = layer_drop.apply(bundle, config, tiny.context(tmp_path))
+    texts = tiny.examples(16, seed=4).texts
+    assert np.allclose(tiny.answers(after, texts), tiny.answers(bundle, texts), atol=1e-5)
+
+
+def test_importance_needs_texts_and_reads_the_data(tmp_path):
+    config = layer_drop.Config(keep=2, strategy="importance")
+    context = replace(tiny.context(tmp_path), train=tiny.examples(0))
+    with pytest.raises(TechniqueError, match="no training texts to measure on"):
+        layer_drop.apply(tiny.tiny_bert(), config, context)
+    assert technique.reads_data(layer_drop, config)
+    for strategy in ("even", "top", "bottom"):
+        other = layer_drop.Config(keep=2, strategy=strategy)
+        assert not technique.reads_data(layer_drop, other)
+        layer_drop.apply(tiny.tiny_bert(), other, context)

@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from transformers import AlbertConfig, XLNetConfig
 
 from tasks import bundle as bundles
-from tasks import lstm, model_parts, residual, students
+from tasks import lstm, masks, model_parts, stream_importance, students
 from tasks.errors import TechniqueError
 from tasks.importance import first_order
-from tasks.pruning import magnitude
+from tasks.stream import stream
 from tasks.students import StudentConfig
 from tests import tiny
 from tests.techniques.contract import same_weights
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def _shape(bundle):
     parts = model_parts.layers(bundle.model)
-    return residual.width(bundle.model), [(p.num_heads, p.head_size, p.num_neurons) for p in parts]
+    return stream(bundle.model).width, [(p.num_heads, p.head_size, p.num_neurons) for p in parts]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "distilbert"])
@@ -80,7 +80,10 @@ def test_first_units_are_the_first(tmp_path):
     )
     assert torch.equal(new.intermediate.dense.weight, old.intermediate.dense.weight[:7, :10])
     assert torch.equal(new.output.LayerNorm.bias, old.output.LayerNorm.bias[:10])
-    assert torch.equal(student.model.classifier.weight, teacher.model.classifier.weight[:, :10])
+    # the hidden layer before the classifier has a width of its own
+    old, new = (b.model.bert.pooler.dense for b in (teacher, student))
+    assert torch.equal(new.weight, old.weight[:, :10])
+    assert torch.equal(student.model.classifier.weight, teacher.model.classifier.weight)
 
 
 def test_important_units_are_those_of_the_highest_scores(tmp_path):
@@ -91,7 +94,11 @@ def test_important_units_are_those_of_the_highest_scores(tmp_path):
     scores = first_order(teacher.copy(), context.train, CPU)
     neurons = np.sort(np.argsort(-scores.neurons[1].numpy())[:7])
     units = np.sort(
-        np.argsort(-residual.importance(teacher.copy(), context.train, CPU).numpy())[:10]
+        np.argsort(
+            -stream_importance.score(
+                teacher.copy(), context.train, CPU, "first_order"
+            ).dimensions.numpy()
+        )[:10]
     )
     old, new = (b.model.bert.encoder.layer[1].intermediate.dense for b in (teacher, student))
     assert np.array_equal(
@@ -102,13 +109,13 @@ def test_important_units_are_those_of_the_highest_scores(tmp_path):
 
 def test_a_cut_of_a_pruned_teacher_stays_pruned(tmp_path):
     teacher = tiny.tiny_bert(seed=5)
-    names = magnitude.prunable(teacher.model, embeddings=False, head=False)
-    magnitude.zero_smallest(teacher.model, names, 0.5, "layer")
+    names = masks.prunable(teacher.model, embeddings=False, head=False)
+    masks.zero_lowest(teacher.model, names, 0.5, scope="layer")
     teacher.sparse = names
     widths = StudentConfig(layers=2, ffn=16, init="first")
     student = students.cut(teacher, widths, tiny.context(tmp_path))
     assert student.sparse == tuple(n for n in names if "layer.2" not in n)
-    assert magnitude.sparsity(student.model, student.sparse) > 0.4
+    assert masks.sparsity(student.model, student.sparse) > 0.4
 
 
 _ALBERT = AlbertConfig(
