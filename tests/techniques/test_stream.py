@@ -159,11 +159,19 @@ def test_a_width_that_is_no_multiple_of_the_heads_is_fused(kind, tmp_path):
         nodes = [node for node in graph.node if node.op_type == "Attention"]
         assert [a.i for n in nodes for a in n.attribute if a.name == "num_heads"] == [1, 3, 4]
         assert facts.fused["BiasGelu"] == 3
+
+
+def test_a_width_that_is_no_multiple_of_the_heads_is_quantized(tmp_path):
+    bundle = tiny.tiny_bert()
+    found = stream(bundle.model)
+    found.keep([0, 1, 5, 7, 8, 9, 11], [0, 2, 9, 10, 12])
+    found.parts[1].keep_heads([0, 1, 3])
     bundle.export = bundle.export.then(
         "quantize_dynamic", per_channel=True, weight_type="int8", reduce_range=False
     )
-    small = export(bundle, tmp_path / "int8")  # counts the linear layers that it reaches
-    assert small.quantized > 0
+    facts = export(bundle, tmp_path / "int8")
+    assert facts.operators["QAttention"] == 3
+    assert facts.operators["QAttention"] * 3 + facts.operators["MatMulInteger"] == 3 * 6 + 2
     expected, answers = _logits(bundle, tmp_path / "int8")
     assert np.corrcoef(answers[:, 0], expected[:, 0])[0, 1] > 0.8
 
