@@ -27,8 +27,8 @@ TEXTS = tiny.examples(8, seed=3).texts
 KINDS = ("bert", "gpt2", "distilbert", "electra", "roberta", "mpnet")
 
 
-def _subset(size: int) -> st.SearchStrategy[list[int]]:
-    return st.sets(st.integers(0, size - 1), min_size=2).map(sorted)
+def _subset(size: int, least: int = 2) -> st.SearchStrategy[list[int]]:
+    return st.sets(st.integers(0, size - 1), min_size=least).map(sorted)
 
 
 def _gate(kept: Sequence[int], size: int) -> torch.Tensor:
@@ -37,10 +37,18 @@ def _gate(kept: Sequence[int], size: int) -> torch.Tensor:
     return gate
 
 
+EVERY = ([[0, 1, 2, 3]] * 3, [list(range(32))] * 3)
+"""Heads and neurons of a whole model."""
+
+
 def masked(
-    bundle: Bundle, kept: list[int], pooled: list[int], heads: list[list[int]]
+    bundle: Bundle,
+    kept: list[int],
+    pooled: list[int],
+    heads: Sequence[list[int]],
+    neurons: Sequence[list[int]],
 ) -> np.ndarray:
-    """The whole model's answers with all other dimensions, heads and pooled values at nothing."""
+    """The whole model's answers with everything else at nothing."""
     reference = bundle.copy()
     model = reference.model
 
@@ -66,8 +74,7 @@ def masked(
             last = getattr(last, "out_proj", last)
             last.weight[:, [i for i in range(16) if i not in pooled]] = 0
     parts = model_parts.layers(model)
-    walls = [torch.ones(1, p.num_neurons) for p in parts]
-    with gated(parts, [_gate(h, 4) for h in heads], walls):
+    with gated(parts, [_gate(h, 4) for h in heads], [_gate(n, 32) for n in neurons]):
         return tiny.answers(reference, TEXTS)
 
 
@@ -76,18 +83,21 @@ def masked(
     kind=st.sampled_from(KINDS),
     kept=_subset(16),
     pooled=_subset(16),
-    heads=st.tuples(*[st.sets(st.integers(0, 3), min_size=1).map(sorted)] * 3),
+    heads=st.tuples(*[_subset(4, 1)] * 3),
+    neurons=st.tuples(*[_subset(32, 1)] * 3),
 )
-def test_a_narrow_model_answers_like_the_masked_one(kind, kept, pooled, heads):
+def test_a_narrow_model_answers_like_the_masked_one(kind, kept, pooled, heads, neurons):
     bundle = tiny.tiny(kind)
-    heads = list(heads) if kind != "mpnet" else [[0, 1, 2, 3]] * 3
-    expected = masked(bundle, kept, pooled, heads)
+    if kind == "mpnet":
+        heads = EVERY[0]
+    expected = masked(bundle, kept, pooled, heads, neurons)
     shrunken = bundle.copy()
     found = stream(shrunken.model)
     found.keep(kept, pooled if found.pooler is not None else None)
-    for part, some in zip(found.parts, heads, strict=True):
+    for part, some, others in zip(found.parts, heads, neurons, strict=True):
         if len(some) < 4:
             part.keep_heads(some)
+        part.keep_neurons(others)
     assert np.abs(tiny.answers(shrunken, TEXTS) - expected).max() < 1e-5
     assert found.width == len(kept)
     assert found.pooled == (None if kind == "gpt2" else len(pooled))
@@ -98,7 +108,7 @@ def test_a_narrow_model_answers_like_the_masked_one(kind, kept, pooled, heads):
 def test_gates_at_zero_are_the_removal(kind):
     bundle = tiny.tiny(kind)
     kept, pooled = [0, 3, 4, 9, 10, 15], [1, 2, 3, 7, 8]
-    expected = masked(bundle, kept, pooled, [[0, 1, 2, 3]] * 3)
+    expected = masked(bundle, kept, pooled, *EVERY)
     gates = (torch.ones(1, 3), _gate(kept, 16), _gate(pooled, 16))
     with stream_importance.gated(bundle.model, *gates):
         assert np.abs(tiny.answers(bundle, TEXTS) - expected).max() < 1e-5
@@ -149,11 +159,19 @@ def test_a_width_that_is_no_multiple_of_the_heads_is_fused(kind, tmp_path):
         nodes = [node for node in graph.node if node.op_type == "Attention"]
         assert [a.i for n in nodes for a in n.attribute if a.name == "num_heads"] == [1, 3, 4]
         assert facts.fused["BiasGelu"] == 3
+
+
+def test_a_width_that_is_no_multiple_of_the_heads_is_quantized(tmp_path):
+    bundle = tiny.tiny_bert()
+    found = stream(bundle.model)
+    found.keep([0, 1, 5, 7, 8, 9, 11], [0, 2, 9, 10, 12])
+    found.parts[1].keep_heads([0, 1, 3])
     bundle.export = bundle.export.then(
         "quantize_dynamic", per_channel=True, weight_type="int8", reduce_range=False
     )
-    small = export(bundle, tmp_path / "int8")  # counts the linear layers that it reaches
-    assert small.quantized > 0
+    facts = export(bundle, tmp_path / "int8")
+    assert facts.operators["QAttention"] == 3
+    assert facts.operators["QAttention"] * 3 + facts.operators["MatMulInteger"] == 3 * 6 + 2
     expected, answers = _logits(bundle, tmp_path / "int8")
     assert np.corrcoef(answers[:, 0], expected[:, 0])[0, 1] > 0.8
 
@@ -173,7 +191,7 @@ def test_embeddings_as_wide_as_the_stream_are_its_beginning():
     )  # fmt: skip
     bundle = tiny.bundle_of(config)
     kept = [0, 2, 3, 9]
-    expected = masked(bundle, kept, list(range(16)), [[0, 1, 2, 3]] * 3)
+    expected = masked(bundle, kept, list(range(16)), *EVERY)
     found = stream(bundle.model)
     assert found.projection is None
     found.keep(kept)
