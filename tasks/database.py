@@ -61,8 +61,7 @@ def _engine(url: str, pid: int) -> sa.Engine:
         made = sa.create_engine(parsed, pool_pre_ping=True)
         if made.dialect.name == "sqlite":
             sa.event.listen(made, "connect", _configure_sqlite)
-        with made.begin() as connection:
-            metadata.create_all(connection)
+        _make_tables(made)
     except (sa.exc.SQLAlchemyError, ImportError) as error:
         safe = parsed.render_as_string(hide_password=True)
         line = str(error).splitlines()[0]
@@ -70,6 +69,16 @@ def _engine(url: str, pid: int) -> sa.Engine:
             line += f"; install its driver, or unset {URL_VARIABLE}"
         raise StoreError(f"the database {safe} cannot be opened: {line}") from error
     return made
+
+
+def _make_tables(made: sa.Engine) -> None:
+    try:
+        with made.begin() as connection:
+            metadata.create_all(connection)
+    except sa.exc.SQLAlchemyError:
+        # two who come first at once both see no tables, and one of them makes them
+        with made.begin() as connection:
+            metadata.create_all(connection)
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

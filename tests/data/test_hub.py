@@ -108,7 +108,7 @@ def test_inspection_of_a_folder_in_hub_form(tmp_path: Path) -> None:
     found = inspect("hf://./imdb", root=tmp_path)
     assert (found.text, found.label, found.format) == ("text", "label", None)
     assert found.label_counts == {"neg": 90, "pos": 90}
-    assert (found.num_rows, found.num_unlabelled) == (220, 40)
+    assert found.num_rows == 220
 
 
 _UNREACHABLE = """

@@ -60,6 +60,7 @@ def test_yesterdays_data_comes_back_from_its_pointer(workspace: Workspace, tmp_p
     )
     made = reproduce(workspace)
     before = files.content(made.folder)
+    assert versioning.push(workspace.root, [made.raw_pointer, made.pointer])
     shutil.rmtree(made.folder)
     shutil.rmtree(workspace.root / ".dvc" / "cache")
     assert files.content(pipeline.materialize(workspace, made.pointer)) == before
@@ -233,14 +234,16 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(workspace: Workspace) ->
 
 def test_a_stage_ends_with_the_process_that_waits_for_it(workspace: Workspace) -> None:
     code = (
-        "import os, sys, time\n"
+        "import os, time\n"
         "from tasks.data import stage\n"
-        "stage._die_with_parent()\n"
-        "print(os.getpid(), flush=True)\n"
-        "time.sleep(60)\n"
+        "def work(*_):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "stage.main(work)\n"
     )
     starter = (
         "import os, subprocess, sys\n"
+        "open('params.yaml', 'w').write('source: {address: a.csv, label: label}')\n"
         f"os.environ[{stage.PARENT!r}] = str(os.getpid())\n"
         f"subprocess.Popen([sys.executable, '-c', {code!r}]).wait()\n"
     )
