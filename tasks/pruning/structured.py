@@ -65,11 +65,12 @@ class Config(Frozen):
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with heads and neurons removed, retrained.
 
-    Raises TechniqueError where the model's parts are unknown, its heads cannot be cut, nothing
-    would be removed, or the teacher knows other labels.
+    Raises TechniqueError where the model's parts are unknown or shared, its heads cannot be cut,
+    nothing would be removed, or the teacher knows other labels.
     """
     pressed = bundle.copy()
     parts = model_parts.layers(pressed.model)
+    model_parts.require_untied(pressed.model)
     if config.heads < 1 and not model_parts.cuts_heads(pressed.model):
         raise TechniqueError(
             f"heads cannot be cut from a model of type `{pressed.model.config.model_type}`: "
