@@ -79,15 +79,16 @@ class Bundle:
         """Return how many parameters the model holds, tied ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
 
-    def whole_texts(self) -> Tokenizer:
-        """Return a copy of the fast tokenizer that neither cuts nor pads.
 
-        A copy, since calls leave their padding and truncation behind in a tokenizer.
-        """
-        tokenizer = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+def whole_texts(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of the fast tokenizer beneath that neither cuts nor pads.
+
+    A copy, since calls leave their padding and truncation behind in a tokenizer.
+    """
+    made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    made.no_truncation()
+    made.no_padding()
+    return made
 
 
 def _shapes(model: nn.Module) -> dict[str, Any]:
@@ -162,7 +163,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         if facts["format"] != _FORMAT:
             raise StoreError(f"{folder} has format {facts['format']}; this version reads {_FORMAT}")
         lstm.register()
-        replacements.register()
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForSequenceClassification.from_config(config)
         _restore(model, facts)

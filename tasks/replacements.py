@@ -83,9 +83,7 @@ KINDS: dict[str, type[Replacement]] = {
 }
 
 
-def register() -> None:
-    """Let a model's configuration name `quadratic` as its activation; repeating it does no harm."""
-    ACT2FN[Quadratic.kind] = Quadratic
+ACT2FN[Quadratic.kind] = Quadratic  # so that a configuration can name it as its activation
 
 
 def found(model: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:

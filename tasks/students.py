@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks import lstm, model_parts, residual
+from tasks import lstm, model_parts, replacements, residual
 from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
@@ -118,7 +118,7 @@ def _lstm(bundle: Bundle, shape: LstmConfig) -> PreTrainedModel:
     """Return a random LSTM that reads the bundle's tokens and knows its labels."""
     model = lstm.build(
         **shape.model_dump(),
-        vocab_size=bundle.model.get_input_embeddings().num_embeddings,
+        vocab_size=replacements.token_table(bundle.model).num_embeddings,
         pad_id=bundle.tokenizer.pad_token_id,
         num_labels=len(bundle.labels),
     )
@@ -182,6 +182,8 @@ def _check_narrower(teacher: Bundle, config: StudentConfig) -> None:
             narrower.add(name)
     if not narrower:
         raise TechniqueError("the student is as wide as its teacher: give it smaller widths")
+    if narrower != {"layers"}:
+        model_parts.require_untied(teacher.model)
     if "heads" in narrower and not model_parts.cuts_heads(teacher.model):
         raise TechniqueError(
             f"heads cannot be cut from a teacher of type `{teacher.model.config.model_type}`: "

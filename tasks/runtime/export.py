@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from tasks import files, model_parts
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, whole_texts
 from tasks.errors import ExportError
 from tasks.runtime import fusion, quantizing
 from tasks.runtime.session import MODEL, SERVING, TOKENIZER
@@ -216,7 +216,7 @@ def _try(bundle: Bundle, path: Path) -> None:
 
 
 def _write_serving(bundle: Bundle, folder: Path) -> None:
-    tokenizer = bundle.whole_texts()
+    tokenizer = whole_texts(bundle.tokenizer)
     tokenizer.enable_truncation(bundle.max_length, direction=bundle.tokenizer.truncation_side)
     tokenizer.save(str(folder / TOKENIZER))
     serving = {

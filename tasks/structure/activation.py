@@ -139,7 +139,6 @@ class _Sums:
 
 def _tell(model: Any, function: str) -> None:
     """Let the configuration name the function, so that a fresh model is built with it."""
-    replacements.register()
     for name in _SETTINGS:
         if hasattr(model.config, name):
             setattr(model.config, name, function)

@@ -24,7 +24,6 @@ the pruned zeros of the one that they copy, and may fill them.
 import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -46,6 +45,8 @@ _TOLERANCE = 1e-5
 """Largest change of a logit, relative to the largest logit."""
 _PROBES = 32
 """Texts that the answers are compared on."""
+_NEW = -1
+"""Stands for a layer that was not there before."""
 
 
 class Config(Retraining):
@@ -155,8 +156,8 @@ def deepen(bundle: Bundle, wanted: int) -> None:
     before = [math.ceil((i + 1) * number / more) - 1 for i in range(more)]
     for place in reversed(before):  # from the end, so that places stay what they were
         _insert_after(bundle, place)
-    moved = {old: old + sum(place < old for place in before) for old in range(number)}
-    bundle.sparse = _renamed(bundle.sparse, path, moved)
+    there = [i for old in range(number) for i in (old, *[_NEW] * before.count(old))]
+    bundle.sparse = model_parts.renamed(bundle.sparse, path, there)
 
 
 @torch.no_grad()
@@ -173,17 +174,6 @@ def _insert_after(bundle: Bundle, place: int) -> None:
     for norm in (*new.norms[:-1], *old.norms[-1:]):
         assert isinstance(norm, nn.LayerNorm)
         norm.reset_parameters()
-
-
-def _renamed(names: Sequence[str], path: str, moved: dict[int, int]) -> tuple[str, ...]:
-    """Give parameters of the layers at `path` their new place."""
-    found = []
-    for name in names:
-        if name.startswith(f"{path}."):
-            old, _, rest = name.removeprefix(f"{path}.").partition(".")
-            name = f"{path}.{moved[int(old)]}.{rest}"
-        found.append(name)
-    return tuple(found)
 
 
 def _require_unchanged(old: Bundle, new: Bundle, examples: Examples) -> None:

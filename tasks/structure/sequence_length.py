@@ -15,7 +15,7 @@ import math
 import numpy as np
 from pydantic import Field
 
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, whole_texts
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.technique import Context
@@ -55,7 +55,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
 
 def lengths(bundle: Bundle, examples: Examples) -> np.ndarray:
     """Return how many tokens each text has, start and end tokens among them (int64)."""
-    encoded = bundle.whole_texts().encode_batch_fast(list(examples.texts))
+    encoded = whole_texts(bundle.tokenizer).encode_batch_fast(list(examples.texts))
     return np.array([len(e.ids) for e in encoded], dtype=np.int64)
 
 

@@ -22,7 +22,6 @@ the file smaller and no text faster.
 
 import copy
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks import replacements
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, whole_texts
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.technique import Context
@@ -55,10 +54,8 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     Raises TechniqueError where the tokenizer is no WordPiece, where nothing would be dropped, or
     where a text of the data would be cut into other pieces.
     """
-    state = json.loads(bundle.whole_texts().to_str())
-    _require_wordpiece(state)
     texts = [*context.train.texts, *(context.transfer.texts if config.transfer else ())]
-    kept = kept_ids(bundle, state, seen(bundle.whole_texts(), texts))
+    tokenizer, kept = shrunken(bundle.tokenizer, texts)
     table = replacements.token_table(bundle.model)
     if len(kept) >= table.num_embeddings:
         raise TechniqueError(
@@ -66,23 +63,37 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
             "drop; leave `structure.vocabulary` out"
         )
     pressed = bundle.copy()
-    pressed.tokenizer = _renumbered(bundle.tokenizer, state, kept)
-    _require_same_pieces(bundle.whole_texts(), pressed.whole_texts(), kept, texts)
+    pressed.tokenizer = tokenizer
     _keep_rows(replacements.token_table(pressed.model), kept)
     _tell(pressed.model, kept)
     return pressed
 
 
-def _require_wordpiece(state: dict[str, Any]) -> None:
+def shrunken(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str]
+) -> tuple[PreTrainedTokenizerBase, list[int]]:
+    """Return a tokenizer that knows what the texts need, and the ascending old numbers of that.
+
+    The token of new number n is the one of old number kept[n]. Raises TechniqueError where the
+    tokenizer is no WordPiece, or a text would be cut into other pieces.
+    """
+    backend = whole_texts(tokenizer)
+    state = json.loads(backend.to_str())
     kind = state["model"]["type"]
     if kind != "WordPiece":
         raise TechniqueError(
             f"the tokenizer is of the kind {kind}, whose pieces depend on one another: only a "
             "WordPiece vocabulary can lose tokens; leave `structure.vocabulary` out"
         )
+    # all up to the padding token, so that it keeps its number: some models count positions from it
+    first = range(tokenizer.pad_token_id + 1)
+    kept = sorted({*first, *_always(state), *_seen(backend, texts)})
+    made = _renumbered(tokenizer, state, kept)
+    _require_same_pieces(backend, whole_texts(made), kept, texts)
+    return made, kept
 
 
-def seen(tokenizer: Tokenizer, texts: list[str]) -> set[int]:
+def _seen(tokenizer: Tokenizer, texts: list[str]) -> set[int]:
     """Return the numbers of all tokens that the texts are cut into."""
     found: set[int] = set()
     for start in range(0, len(texts), _BATCH):
@@ -91,18 +102,12 @@ def seen(tokenizer: Tokenizer, texts: list[str]) -> set[int]:
     return found
 
 
-def kept_ids(bundle: Bundle, state: dict[str, Any], needed: Iterable[int]) -> list[int]:
-    """Return the ascending numbers of the tokens that stay, given those that texts need.
-
-    All up to the padding token stay, too, so that it keeps its number: RoBERTa and its kin count
-    positions from it.
-    """
+def _always(state: dict[str, Any]) -> set[int]:
+    """Return the tokens that stay whatever the texts: special ones, and those for the fallback."""
     model = state["model"]
-    vocabulary: dict[str, int] = model["vocab"]
     special = {token["id"] for token in state["added_tokens"]}
-    special |= {vocabulary[model["unk_token"]], *range(bundle.tokenizer.pad_token_id + 1)}
-    alone = _unspellable(vocabulary, model["continuing_subword_prefix"])
-    return sorted({*special, *needed, *alone})
+    unknown = model["vocab"][model["unk_token"]]
+    return special | {unknown} | _unspellable(model["vocab"], model["continuing_subword_prefix"])
 
 
 def _unspellable(vocabulary: dict[str, int], prefix: str) -> set[int]:
