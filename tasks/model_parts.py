@@ -227,6 +227,12 @@ def tied(model: nn.Module) -> list[list[str]]:
     return sorted(sorted(group) for group in names.values() if len(group) > 1)
 
 
+def every_name(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return `names` of parameters, and the others that those have where they are tied."""
+    others = {name: group for group in tied(model) for name in group}
+    return tuple(dict.fromkeys(each for name in names for each in others.get(name, [name])))
+
+
 def require_untied(model: nn.Module) -> None:
     """Raise TechniqueError where a matrix has several places: cutting at one would part them."""
     groups = tied(model)

@@ -149,8 +149,9 @@ def cut(teacher: Bundle, config: StudentConfig, context: Context) -> Bundle:
     path, found = model_parts.layer_list(made.model)
     if config.layers is not None:
         kept = model_parts.spread(config.layers, len(found))
+        sparse = model_parts.every_name(teacher.model, teacher.sparse)
         model_parts.keep_layers(made.model, kept)
-        made.sparse = model_parts.renamed(teacher.sparse, path, kept)
+        made.sparse = model_parts.renamed(sparse, path, kept)
     ranks = _ranks(made, config, context)
     for layer, part in enumerate(model_parts.layers(made.model)):
         if config.heads is not None and config.heads < part.num_heads:

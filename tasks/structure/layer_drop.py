@@ -84,6 +84,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     path, found = model_parts.layer_list(bundle.model)
     kept = kept_layers(config, len(found))
     pressed = bundle.copy()
+    sparse = model_parts.every_name(bundle.model, bundle.sparse)  # one of them may go
     model_parts.keep_layers(pressed.model, kept)
-    pressed.sparse = model_parts.renamed(bundle.sparse, path, kept)
+    pressed.sparse = model_parts.renamed(sparse, path, kept)
     return pressed

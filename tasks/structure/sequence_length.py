@@ -25,6 +25,7 @@ _LEAST = 4
 """Tokens that a text is never cut below, as in the settings of the baseline."""
 
 EFFECT = "length"
+NOTE = "structure.sequence_length"
 
 
 class Config(Frozen):
@@ -42,7 +43,8 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """
     if len(context.train) == 0:
         raise TechniqueError("there are no training texts to take the length from: give more data")
-    shortest = max(length_for(lengths(bundle, context.train), config.share), _LEAST)
+    found = lengths(bundle, context.train)
+    shortest = max(length_for(found, config.share), _LEAST)
     if shortest >= bundle.max_length:
         raise TechniqueError(
             f"to keep {config.share:.1%} of the training texts whole takes {shortest} tokens, and "
@@ -50,6 +52,11 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
         )
     pressed = bundle.copy()
     pressed.max_length = shortest
+    whole = float((found <= shortest).mean())
+    pressed.notes = {
+        **bundle.notes,
+        NOTE: f"{shortest} tokens keep {whole:.1%} of the training texts whole",
+    }
     return pressed
 
 

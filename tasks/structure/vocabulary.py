@@ -39,6 +39,7 @@ _BATCH = 1000
 """Texts that are tokenized at a time, so that their pieces take little memory."""
 
 EFFECT = "parameters"
+NOTE = "structure.vocabulary"
 
 
 class Config(Frozen):
@@ -66,6 +67,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     pressed.tokenizer = tokenizer
     _keep_rows(replacements.token_table(pressed.model), kept)
     _tell(pressed.model, kept)
+    pressed.notes = {**bundle.notes, NOTE: f"{len(kept):,} of {table.num_embeddings:,} tokens stay"}
     return pressed
 
 

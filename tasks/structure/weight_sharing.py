@@ -37,6 +37,7 @@ from tasks.retraining import Retraining
 from tasks.technique import Context
 
 EFFECT = "parameters"
+NOTE = "structure.weight_sharing"
 Kind = Literal["attention_input", "attention_output", "ffn_input", "ffn_output"]
 
 
@@ -78,16 +79,16 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     pressed = bundle.copy()
     families = families_of(pressed, config.kinds)
     groups = grouped([f.products for f in families], config.keep, config.max_distance)
-    pruned = _pruned(pressed)
-    merged = 0
-    for family, parts in zip(families, groups, strict=True):
-        for part in parts:
-            tie([family.members[i] for i in part], pruned)
-            merged += len(part) - 1
-    if merged == 0:
+    total, distinct = sum(len(f.members) for f in families), sum(map(len, groups))
+    if distinct == total:
         raise TechniqueError(
             "no two matrices of the layers would be shared: raise `max_distance` or lower `keep`"
         )
+    pruned = _pruned(pressed)
+    for family, parts in zip(families, groups, strict=True):
+        for part in parts:
+            tie([family.members[i] for i in part], pruned)
+    pressed.notes = {**bundle.notes, NOTE: f"{distinct} of {total} matrices stay distinct"}
     train(pressed)
     return pressed
 

@@ -29,6 +29,7 @@ def _prove(before, after, config):
     rows, width = before.model.get_input_embeddings().weight.shape
     rank = embeddings.table.embedding_dim
     assert rank == config.rank or config.rank is None
+    assert after.notes[factorized_embedding.NOTE].startswith(f"rank {rank} of 16 keeps ")
     saved = rows * width - rank * (rows + width)
     assert before.num_parameters() - after.num_parameters() == saved > 0
 

@@ -46,6 +46,8 @@ def test_no_shorter_length_keeps_the_share_whole(share, tmp_path):
     lengths = _whole(before, context)
     assert (lengths <= after.max_length).mean() >= share
     assert (lengths <= after.max_length - 1).mean() < share
+    whole = f"{after.max_length} tokens keep {(lengths <= after.max_length).mean():.1%} of the"
+    assert after.notes[sequence_length.NOTE].startswith(whole)
     # of each side a text: as before if it is whole, otherwise if it is cut
     texts = np.array(context.train.texts)
     same = np.isclose(tiny.answers(after, texts), tiny.answers(before, texts), atol=1e-6).all(1)

@@ -30,6 +30,7 @@ def _prove(before, after, config):
     assert after.num_parameters() < before.num_parameters()
     assert after.model.get_input_embeddings().num_embeddings == len(after.tokenizer)
     assert after.model.config.vocab_size == len(after.tokenizer)
+    assert after.notes[vocabulary.NOTE] == "23 of 32 tokens stay"
 
 
 CONTRACT = Contract(

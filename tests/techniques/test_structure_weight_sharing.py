@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AlbertConfig, BertConfig
 
 from tasks import bundle as bundles
-from tasks import model_parts
+from tasks import masks, model_parts
 from tasks.errors import TechniqueError
 from tasks.pruning import magnitude, structured
 from tasks.runtime.export import export
@@ -43,6 +43,9 @@ def _prove(before, after, config):
         shared = max(round(config.keep * 12 * share), len(config.kinds))
         assert new == 12 - 12 * share + shared
     assert new < old
+    units = 3 * len(config.kinds)
+    stay = new - (12 - units)
+    assert after.notes[weight_sharing.NOTE] == f"{stay} of {units} matrices stay distinct"
     assert after.num_parameters() < before.num_parameters()
 
 
@@ -187,7 +190,7 @@ def test_a_pruned_weight_stays_zero_in_the_shared_matrix(tmp_path):
 
 def test_shared_matrices_are_pruned_once_and_never_cut_apart(tmp_path):
     shared = press(tiny.tiny_bert(), tmp_path, keep=0.5)
-    names = magnitude.prunable(shared.model, embeddings=False, head=False)
+    names = masks.prunable(shared.model, embeddings=False, head=False)
     assert len({id(shared.model.get_parameter(name)) for name in names}) == len(names)
     with pytest.raises(TechniqueError, match=r"are one matrix.* put `structure.weight_sharing`"):
         structured.apply(shared, structured.Config(training=SHORT), tiny.context(tmp_path))
@@ -198,6 +201,16 @@ def test_shared_matrices_are_pruned_once_and_never_cut_apart(tmp_path):
     again = bundles.load(tmp_path / "saved")
     assert model_parts.tied(again.model) == model_parts.tied(fewer.model)
     assert np.array_equal(tiny.answers(again, TEXTS), tiny.answers(fewer, TEXTS))
+
+
+def test_zeros_of_a_shared_matrix_outlive_the_layer_that_names_them(tmp_path):
+    bundle = tiny.tiny_bert()
+    first, _, last = (part.ffn_input for part in model_parts.layers(bundle.model))
+    last.weight = first.weight
+    name = "bert.encoder.layer.{}.intermediate.dense.weight"
+    bundle.sparse = (name.format(0),)
+    fewer = layer_drop.apply(bundle, layer_drop.Config(keep=[1, 2]), tiny.context(tmp_path))
+    assert fewer.sparse == (name.format(1),)
 
 
 def test_matrices_of_unequal_shape_are_not_shared(tmp_path):
