@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from transformers import AlbertConfig, XLNetConfig
 
 from tasks import bundle as bundles
-from tasks import lstm, model_parts, residual, students
+from tasks import lstm, masks, model_parts, residual, students
 from tasks.errors import TechniqueError
 from tasks.importance import first_order
-from tasks.pruning import magnitude
 from tasks.students import StudentConfig
 from tests import tiny
 from tests.techniques.contract import same_weights
@@ -102,13 +101,13 @@ def test_important_units_are_those_of_the_highest_scores(tmp_path):
 
 def test_a_cut_of_a_pruned_teacher_stays_pruned(tmp_path):
     teacher = tiny.tiny_bert(seed=5)
-    names = magnitude.prunable(teacher.model, embeddings=False, head=False)
-    magnitude.zero_smallest(teacher.model, names, 0.5, "layer")
+    names = masks.prunable(teacher.model, embeddings=False, head=False)
+    masks.zero_lowest(teacher.model, names, 0.5, "layer")
     teacher.sparse = names
     widths = StudentConfig(layers=2, ffn=16, init="first")
     student = students.cut(teacher, widths, tiny.context(tmp_path))
     assert student.sparse == tuple(n for n in names if "layer.2" not in n)
-    assert magnitude.sparsity(student.model, student.sparse) > 0.4
+    assert masks.sparsity(student.model, student.sparse) > 0.4
 
 
 _ALBERT = AlbertConfig(
