@@ -1,7 +1,9 @@
 """A bundle: a classifier with its tokenizer and what the exporter still has to do to it.
 
 Saved as a folder of safetensors and JSON, with the shape of every parameter, so that a model that
-was cut (unequal heads, narrower layers) loads again with no guess and without pickle.
+was cut (unequal heads, narrower layers) loads again with no guess and without pickle. Modules that
+stand in place of the model's own are recorded too, and parameters that are one under several names:
+both are there again before the weights are read.
 """
 
 import copy
@@ -13,6 +15,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -22,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tasks import lstm
+from tasks import lstm, model_parts, replacements
 from tasks.errors import StoreError
 
 _FORMAT = 1
@@ -77,6 +80,17 @@ class Bundle:
         return sum(p.numel() for p in self.model.parameters())
 
 
+def whole_texts(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """Return a copy of the fast tokenizer beneath that neither cuts nor pads.
+
+    A copy, since calls leave their padding and truncation behind in a tokenizer.
+    """
+    made = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    made.no_truncation()
+    made.no_padding()
+    return made
+
+
 def _shapes(model: nn.Module) -> dict[str, Any]:
     widths = {
         name: {w: getattr(m, w) for w in _WIDTHS if isinstance(getattr(m, w, None), (int, float))}
@@ -103,6 +117,18 @@ def _reshape(model: nn.Module, shapes: dict[str, Any]) -> None:
             setattr(modules[name], width, value)
 
 
+def _restore(model: nn.Module, facts: dict[str, Any]) -> None:
+    """Give a model built from its configuration the modules, shapes and ties recorded."""
+    for path, kind, arguments in facts.get("replaced", []):
+        if kind not in replacements.KINDS:
+            raise ValueError(f"this version knows no module `{kind}` ({path})")
+        replacements.put(model, path, replacements.KINDS[kind](**arguments))
+    _reshape(model, facts["shapes"])
+    for first, *others in facts.get("tied", []):
+        for name in others:
+            replacements.put(model, name, model.get_parameter(first))
+
+
 def save(bundle: Bundle, folder: Path) -> None:
     """Write the bundle into `folder`, which is made.
 
@@ -121,6 +147,8 @@ def save(bundle: Bundle, folder: Path) -> None:
         "sparse": list(bundle.sparse),
         "notes": dict(bundle.notes),
         "shapes": _shapes(bundle.model),
+        "replaced": replacements.found(bundle.model),
+        "tied": model_parts.tied(bundle.model),
     }
     (folder / _FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True), encoding="utf-8")
 
@@ -137,10 +165,10 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         lstm.register()
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForSequenceClassification.from_config(config)
-        _reshape(model, facts["shapes"])
+        _restore(model, facts)
         safetensors.torch.load_model(model, folder / _WEIGHTS, strict=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(f"{folder} does not hold a whole model: {line}") from error
     return Bundle(

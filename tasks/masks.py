@@ -56,9 +56,10 @@ class Pattern:
 def prunable(model: nn.Module, *, embeddings: bool, head: bool) -> tuple[str, ...]:
     """Return the names of the matrices to prune: those of layers, and the others as asked.
 
-    Raises TechniqueError where there are none.
+    A matrix that several layers share is named once. Raises TechniqueError where there are none.
     """
     names = []
+    distinct = {name for name, _ in model.named_parameters()}
     for name, module in model.named_modules():
         if isinstance(module, nn.LSTM):
             names += [f"{name}.{n}" for n, p in module.named_parameters() if p.dim() == 2]
@@ -69,7 +70,7 @@ def prunable(model: nn.Module, *, embeddings: bool, head: bool) -> tuple[str, ..
             wanted = head or _is_in_layer(name)
         else:
             continue
-        if wanted:
+        if wanted and f"{name}.weight" in distinct:
             names.append(f"{name}.weight")
     if not names:
         raise TechniqueError("the model has no matrices to prune in its layers")

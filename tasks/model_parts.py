@@ -32,6 +32,8 @@ class _Family:
     width: str | None = "all_head_size"
     """The attribute that holds heads × head size, where one follows the heads."""
     cuts_heads: bool = True
+    norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
+    """The norms that end the two halves of a layer; empty where they begin them instead."""
 
 
 _BERT = _Family(
@@ -41,15 +43,17 @@ _BERT = _Family(
 _DISTILBERT = _Family(
     "transformer.layer", "attention", ("q_lin", "k_lin", "v_lin"),
     "attention.out_lin", "ffn.lin1", "ffn.lin2", heads="n_heads", width="dim",
+    norms=("sa_layer_norm", "output_layer_norm"),
 )  # fmt: skip
 _MPNET = _Family(
     "encoder.layer", "attention.attn", ("q", "k", "v"),
     "attention.attn.o", "intermediate.dense", "output.dense",
     cuts_heads=False,  # its relative position bias is shared: one value a head for all layers
+    norms=("attention.LayerNorm", "output.LayerNorm"),
 )  # fmt: skip
 _GPT2 = _Family(
     "h", "attn", ("c_attn",), "attn.c_proj", "mlp.c_fc", "mlp.c_proj",
-    heads="num_heads", head_size="head_dim", width="split_size",
+    heads="num_heads", head_size="head_dim", width="split_size", norms=(),
 )  # fmt: skip
 _FAMILIES = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), _BERT),
@@ -70,6 +74,8 @@ class Layer:
     attention_output: nn.Module
     ffn_input: nn.Module
     ffn_output: nn.Module
+    norms: tuple[nn.Module, ...]
+    """Those that end its two halves; empty where they begin them instead (GPT-2)."""
     family: _Family
 
     @property
@@ -88,7 +94,7 @@ class Layer:
         return num_inputs(self.ffn_output)
 
     def keep_heads(self, heads: Sequence[int]) -> None:
-        """Remove all heads but `heads` (ascending), in place."""
+        """Remove all heads but `heads`, in place; one named again is there again."""
         assert self.family.cuts_heads
         assert heads
         size = self.head_size
@@ -103,7 +109,10 @@ class Layer:
             setattr(self.attention, self.family.width, len(columns))
 
     def keep_neurons(self, neurons: Sequence[int]) -> None:
-        """Remove all neurons of the feed-forward network but `neurons` (ascending), in place."""
+        """Remove all neurons of the feed-forward network but `neurons`, in place.
+
+        One named again is there again.
+        """
         assert neurons
         index = torch.as_tensor(neurons)
         keep_outputs(self.ffn_input, index)
@@ -136,7 +145,8 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     if kind not in _FAMILIES:
         shared = " (its layers share one set of weights)" if kind == "albert" else ""
         raise TechniqueError(
-            f"a model of type `{kind}` cannot be cut{shared}; known are {', '.join(_FAMILIES)}"
+            f"a model of type `{kind}` cannot be cut, grown or tied{shared}; known are "
+            f"{', '.join(_FAMILIES)}"
         )
     path = f"{model.base_model_prefix}.{_FAMILIES[kind].layers}"
     found = model.get_submodule(path)
@@ -162,6 +172,7 @@ def layers(model: PreTrainedModel) -> list[Layer]:
                 attention_output=module.get_submodule(family.attention_output),
                 ffn_input=module.get_submodule(family.ffn_input),
                 ffn_output=module.get_submodule(family.ffn_output),
+                norms=tuple(module.get_submodule(norm) for norm in family.norms),
                 family=family,
             )
         )
@@ -189,12 +200,47 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     _, found = layer_list(model)
     kept = [found[i] for i in keep]
     del found[:]
-    for index, layer in enumerate(kept):
-        found.append(layer)
+    found.extend(kept)
+    _number(model, found)
+
+
+def insert_layer(model: PreTrainedModel, place: int, layer: nn.Module) -> None:
+    """Make `layer` the one at `place`, in place; the later ones move up by one."""
+    _, found = layer_list(model)
+    found.insert(place, layer)
+    _number(model, found)
+
+
+def _number(model: PreTrainedModel, found: nn.ModuleList) -> None:
+    for index, layer in enumerate(found):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index  # type: ignore[assignment]
-    model.config.num_hidden_layers = len(kept)
+    model.config.num_hidden_layers = len(found)
+
+
+def tied(model: nn.Module) -> list[list[str]]:
+    """Return the names of every parameter that has several, each group sorted."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return sorted(sorted(group) for group in names.values() if len(group) > 1)
+
+
+def every_name(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return `names` of parameters, and the others that those have where they are tied."""
+    others = {name: group for group in tied(model) for name in group}
+    return tuple(dict.fromkeys(each for name in names for each in others.get(name, [name])))
+
+
+def require_untied(model: nn.Module) -> None:
+    """Raise TechniqueError where a matrix has several places: cutting at one would part them."""
+    groups = tied(model)
+    if groups:
+        raise TechniqueError(
+            f"{' and '.join(groups[0][:2])} are one matrix, which cannot change its widths in one "
+            "place: put `structure.weight_sharing` behind this step"
+        )
 
 
 def renamed(names: Sequence[str], path: str, keep: Sequence[int]) -> tuple[str, ...]:

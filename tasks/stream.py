@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tasks import model_parts
+from tasks.errors import TechniqueError
 from tasks.model_parts import Layer, keep_entries, keep_inputs, keep_outputs
 
 
@@ -130,7 +131,8 @@ class Stream:
 def stream(model: PreTrainedModel) -> Stream:
     """Return the residual stream of the model.
 
-    Raises TechniqueError where the architecture is unknown or shares one layer's weights.
+    Raises TechniqueError where the architecture is unknown, shares one layer's weights, or its
+    embeddings are no plain tables any more.
     """
     path, layers = model_parts.layer_list(model)
     parts = model_parts.layers(model)
@@ -141,9 +143,15 @@ def stream(model: PreTrainedModel) -> Stream:
     names += [f"{model.base_model_prefix}.{paths.last_norm}"] if paths.last_norm else []
     norms = [model.get_submodule(name) for name in names]
     assert all(isinstance(norm, nn.LayerNorm) for norm in norms)
+    tables = [base.get_submodule(table) for table in paths.embeddings]
+    if not all(isinstance(table, nn.Embedding) for table in tables):
+        raise TechniqueError(
+            "the embeddings are factorized, and cannot be made narrower: put "
+            "`structure.factorized_embedding` behind this step"
+        )
     projected = paths.projection is not None and hasattr(base, paths.projection)
     return Stream(
-        tables=() if projected else tuple(base.get_submodule(t) for t in paths.embeddings),
+        tables=() if projected else tuple(tables),
         projection=base.get_submodule(paths.projection or "") if projected else None,
         norms=tuple(norms),
         parts=tuple(parts),

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks import lstm, model_parts, stream_importance
+from tasks import lstm, model_parts, replacements, stream_importance
 from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
@@ -119,7 +119,7 @@ def _lstm(bundle: Bundle, shape: LstmConfig) -> PreTrainedModel:
     """Return a random LSTM that reads the bundle's tokens and knows its labels."""
     model = lstm.build(
         **shape.model_dump(),
-        vocab_size=bundle.model.get_input_embeddings().num_embeddings,
+        vocab_size=replacements.token_table(bundle.model).num_embeddings,
         pad_id=bundle.tokenizer.pad_token_id,
         num_labels=len(bundle.labels),
     )
@@ -150,8 +150,9 @@ def cut(teacher: Bundle, config: StudentConfig, context: Context) -> Bundle:
     path, found = model_parts.layer_list(made.model)
     if config.layers is not None:
         kept = model_parts.spread(config.layers, len(found))
+        sparse = model_parts.every_name(teacher.model, teacher.sparse)
         model_parts.keep_layers(made.model, kept)
-        made.sparse = model_parts.renamed(teacher.sparse, path, kept)
+        made.sparse = model_parts.renamed(sparse, path, kept)
     ranks = _ranks(made, config, context)
     for layer, part in enumerate(model_parts.layers(made.model)):
         if config.heads is not None and config.heads < part.num_heads:
@@ -183,6 +184,8 @@ def _check_narrower(teacher: Bundle, config: StudentConfig) -> None:
             narrower.add(name)
     if not narrower:
         raise TechniqueError("the student is as wide as its teacher: give it smaller widths")
+    if narrower != {"layers"}:
+        model_parts.require_untied(teacher.model)
     if "heads" in narrower and not model_parts.cuts_heads(teacher.model):
         raise TechniqueError(
             f"heads cannot be cut from a teacher of type `{teacher.model.config.model_type}`: "

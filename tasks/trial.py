@@ -6,8 +6,9 @@ What is judged comes from one measurement: latencies of different runs are never
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -327,18 +328,29 @@ def _speedups(
 def _proof(night: Night, exports: Mapping[str, Export], key: str) -> proof.Proof:
     if key not in night.plan.nodes:
         return proof.Proof(True, "proven on the night that registered it")
-    effects = {
-        node.technique: technique.load(node.technique).EFFECT for node in night.plan.chain(key)[1:]
-    }
+    chain = night.plan.chain(key)
+    effects = {node.technique: technique.load(node.technique).EFFECT for node in chain[1:]}
+    sizes: dict[str, list[float]] = {}
+    for before, after in pairwise(chain):
+        old, new = (store.manifest(night.workspace, node.key) for node in (before, after))
+        assert old is not None
+        assert new is not None
+        share = new.num_parameters / old.num_parameters
+        sizes.setdefault(after.technique, []).append(share)
     found = [_substance(night.workspace, exports[k]) for k in (night.plan.baseline, key)]
-    return proof.prove(found[0], found[1], effects)
+    return proof.prove(found[0], found[1], effects, sizes)
 
 
 def _substance(workspace: Workspace, export: Export) -> proof.Substance:
     """Count once per export: loading a model for it takes longer than all else here."""
     path = export.folder.with_suffix(".substance.json")
-    if not path.is_file():
-        model = store.load(workspace, export.node).model
-        counted = proof.substance(model, export.facts.size_bytes, export.facts.quantized)
-        files.write_json(path, asdict(counted))
-    return proof.Substance(**json.loads(path.read_text(encoding="utf-8")))
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # an earlier version may have counted less
+    if kept.keys() != {field.name for field in fields(proof.Substance)}:
+        bundle, facts = store.load(workspace, export.node), export.facts
+        counted = proof.substance(
+            bundle.model, facts.size_bytes, facts.quantized, facts.operators, bundle.max_length
+        )
+        kept = asdict(counted)
+        files.write_json(path, kept)
+    return proof.Substance(**kept)

@@ -1,9 +1,13 @@
 """Proof of effect: what a recipe's steps changed in the model that is really served."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import nn
+
+_GELUS = ("BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu")
+"""Operators that compute GELU, or, where it was not fused, the one that nothing else needs."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,10 @@ class Substance:
     """All files that are served."""
     num_quantized: int
     """Operators of the exported graph that compute in int8."""
+    num_gelus: int = 0
+    """Operators of the exported graph that compute GELU."""
+    max_length: int = 0
+    """Tokens that a text is cut to."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,13 @@ class Proof:
     message: str
 
 
-def substance(model: nn.Module, size_bytes: int, num_quantized: int) -> Substance:
+def substance(
+    model: nn.Module,
+    size_bytes: int,
+    num_quantized: int,
+    operators: Mapping[str, int] = MappingProxyType({}),
+    max_length: int = 0,
+) -> Substance:
     """Count what `model` holds; sizes and operators are those of its export."""
     parameters = list(model.parameters())
     return Substance(
@@ -35,26 +49,47 @@ def substance(model: nn.Module, size_bytes: int, num_quantized: int) -> Substanc
         num_zeros=sum(int((p == 0).sum()) for p in parameters),
         size_bytes=size_bytes,
         num_quantized=num_quantized,
+        num_gelus=sum(number for name, number in operators.items() if name in _GELUS),
+        max_length=max_length,
     )
 
 
-def prove(baseline: Substance, variant: Substance, effects: Mapping[str, str]) -> Proof:
+def prove(
+    baseline: Substance,
+    variant: Substance,
+    effects: Mapping[str, str],
+    sizes: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> Proof:
     """Say what a recipe changed, given technique → effect that it is known by.
 
-    Every effect among them must show between baseline and variant, or nothing is proven. Steps of
-    one effect are proven together: which of two that leave fewer parameters did so cannot be told
-    from the two ends of a recipe. Of a step known by its answers alone nothing is proven here.
+    Every effect among them must show between baseline and variant, or nothing is proven. `sizes`
+    tells of each technique's own steps how many parameters there were after, over those before: a
+    recipe that cuts and then grows shows neither at its two ends. Where it is silent, steps that
+    change their number are proven together. Of a step known by its answers alone nothing is proven
+    here.
     """
-    fewer = 1 - variant.num_parameters / baseline.num_parameters
+    ratio = variant.num_parameters / baseline.num_parameters
     share = variant.num_zeros / variant.num_parameters
     before = baseline.num_zeros / baseline.num_parameters
+    changed = f"{abs(1 - ratio):.0%} {'fewer' if ratio < 1 else 'more'} parameters"
     marks = {
-        "parameters": (fewer > 0, f"{fewer:.0%} fewer parameters"),
         "zeros": (share > before, f"{share:.0%} zeros (which speed nothing up in this runtime)"),
         "quantized": (variant.num_quantized > 0, f"{variant.num_quantized} operators in int8"),
+        "activation": (variant.num_gelus == 0 < baseline.num_gelus, "no GELU"),
+        "length": (variant.max_length < baseline.max_length, f"{variant.max_length} tokens a text"),
         "answers": (True, "trained"),
     }
-    silent = [name for name, effect in effects.items() if not marks[effect][0]]
+
+    def mark(name: str, effect: str) -> tuple[bool, str]:
+        own = sizes.get(name, (ratio,))
+        if effect == "parameters":
+            return all(size < 1 for size in own), changed
+        if effect == "grown":
+            return all(size > 1 for size in own), changed
+        return marks[effect]
+
+    shown = {name: mark(name, effect) for name, effect in effects.items()}
+    silent = [name for name, (seen, _) in shown.items() if not seen]
     if silent:
         return Proof(False, f"{', '.join(silent)} changed nothing in the model that is served")
-    return Proof(True, ", ".join(dict.fromkeys(marks[effect][1] for effect in effects.values())))
+    return Proof(True, ", ".join(dict.fromkeys(text for _, text in shown.values())))

@@ -73,6 +73,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     budget is too small for one head and one group of neurons a layer or too large to cut anything.
     """
     model_parts.layer_list(bundle.model)  # refuses a model that cannot be cut
+    model_parts.require_untied(bundle.model)
     examples = calibration(context, config.examples)
     limits = _limits(bundle, config, examples, context)
     pressed = bundle.copy()

@@ -89,10 +89,11 @@ class Config(Frozen):
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with the least important parts removed, retrained.
 
-    Raises TechniqueError where the model's parts are unknown, its heads cannot be cut, nothing
-    would be removed, there are no training texts, or the teacher knows other labels.
+    Raises TechniqueError where the model's parts are unknown or shared, its heads cannot be cut,
+    nothing would be removed, there are no training texts, or the teacher knows other labels.
     """
     model_parts.layer_list(bundle.model)  # refuses a model that cannot be cut
+    model_parts.require_untied(bundle.model)
     if config.heads < 1 and not model_parts.cuts_heads(bundle.model):
         raise TechniqueError(
             f"heads cannot be cut from a model of type `{bundle.model.config.model_type}`: "

@@ -20,11 +20,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from tasks import files, model_parts
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, whole_texts
 from tasks.errors import ExportError
 from tasks.runtime import fusion, quantizing
 from tasks.runtime.session import MODEL, SERVING, TOKENIZER
@@ -217,9 +216,7 @@ def _try(bundle: Bundle, path: Path) -> None:
 
 
 def _write_serving(bundle: Bundle, folder: Path) -> None:
-    # a copy: calls leave their padding and truncation behind in the tokenizer
-    tokenizer = Tokenizer.from_str(bundle.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_padding()
+    tokenizer = whole_texts(bundle.tokenizer)
     tokenizer.enable_truncation(bundle.max_length, direction=bundle.tokenizer.truncation_side)
     tokenizer.save(str(folder / TOKENIZER))
     serving = {

@@ -1,6 +1,7 @@
 """Fuses an exported graph into ONNX Runtime's own operators, whatever was cut from the model."""
 
 import contextlib
+import hashlib
 import logging
 import sys
 from collections import Counter
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from tasks import model_parts
 from tasks.errors import ExportError, TechniqueError
+from tasks.replacements import FactorizedEmbedding
 
 _TYPES = {"gpt2": "gpt2"}
 """Model types that the optimizer has rules of their own for; the others are taken as BERT."""
@@ -69,6 +71,7 @@ def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
         )
         graph = optimized.model
         _set_heads(graph, model)
+        _share_equal(graph.graph)
         optimized.save_model_to_file(str(target))
     return graph
 
@@ -132,6 +135,23 @@ def _set_heads(graph: onnx.ModelProto, model: Any) -> None:
         node.attribute.extend([*kept, helper.make_attribute("num_heads", num_heads)])
 
 
+def _share_equal(graph: onnx.GraphProto) -> None:
+    """Keep equal matrices once: those that layers share are copied by tracing and fusing."""
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if len(tensor.dims) >= 2:
+            held = numpy_helper.to_array(tensor).tobytes()
+            content = (tensor.data_type, tuple(tensor.dims), hashlib.sha256(held).digest())
+            renamed[tensor.name] = first.setdefault(content, tensor.name)
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    kept = [t for t in graph.initializer if renamed.get(t.name, t.name) == t.name]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
 def _require(model: Any, fused: dict[str, int]) -> None:
     kind, num_layers = model.config.model_type, model.config.num_hidden_layers
     if kind not in _MUST_FUSE:
@@ -143,7 +163,9 @@ def _require(model: Any, fused: dict[str, int]) -> None:
         lacking.append(f"{attentions} of {num_layers} attention layers")
     if norms != 2 * num_layers:
         lacking.append(f"{norms} of {2 * num_layers} layer norms")
-    if kind in _WITH_EMBEDDING and not fused.get("EmbedLayerNormalization"):
+    # the fused operator looks rows up and adds them: a product in between is beyond it
+    factorized = isinstance(model.get_input_embeddings(), FactorizedEmbedding)
+    if kind in _WITH_EMBEDDING and not factorized and not fused.get("EmbedLayerNormalization"):
         lacking.append("no embedding layer")
     if lacking:
         raise ExportError(

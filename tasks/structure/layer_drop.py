@@ -112,5 +112,6 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     kept = kept_layers(config, len(found), scores)
     model_parts.keep_layers(pressed.model, kept)
     pressed.model.to("cpu")
-    pressed.sparse = model_parts.renamed(bundle.sparse, path, kept)
+    sparse = model_parts.every_name(bundle.model, bundle.sparse)  # one of them may go
+    pressed.sparse = model_parts.renamed(sparse, path, kept)
     return pressed

@@ -1,5 +1,7 @@
 """What a recipe did must be found in the model that is served."""
 
+from dataclasses import replace
+
 import torch
 
 from tasks import model_parts
@@ -58,3 +60,28 @@ def test_steps_of_one_effect_are_proven_together() -> None:
 def test_zeros_are_said_to_bring_no_speed() -> None:
     proof = prove(BASE, Substance(1000, 500, 4000, 0), {"pruning.magnitude": "zeros"})
     assert "50% zeros (which speed nothing up in this runtime)" in proof.message
+
+
+def test_what_grew_or_shrank_is_told_step_by_step() -> None:
+    effects = {"structure.layer_drop": "parameters", "structure.grow": "grown"}
+    sizes = {"structure.layer_drop": [0.5], "structure.grow": [1.6]}
+    assert prove(BASE, replace(BASE, num_parameters=800), effects, sizes).changed
+    assert not prove(BASE, replace(BASE, num_parameters=800), effects).changed
+    twice = {"structure.layer_drop": [0.5, 1.0], "structure.grow": [1.6]}
+    silent = prove(BASE, replace(BASE, num_parameters=800), effects, twice)
+    assert silent.message.startswith("structure.layer_drop changed nothing")
+    alone = prove(BASE, replace(BASE, num_parameters=1200), {"structure.grow": "grown"})
+    assert alone.message == "20% more parameters"
+    assert not prove(BASE, BASE, {"structure.grow": "grown"}).changed
+
+
+def test_activation_and_length_are_proven_by_what_is_served() -> None:
+    base = replace(BASE, num_gelus=6, max_length=128)
+    for effect, good, bad in (
+        ("activation", replace(base, num_gelus=0), replace(base, num_gelus=1)),
+        ("length", replace(base, max_length=64), base),
+    ):
+        assert prove(base, good, {"structure.step": effect}).changed
+        assert not prove(base, bad, {"structure.step": effect}).changed
+    counted = substance(tiny.tiny_bert().model, 100, 0, {"BiasGelu": 3, "Gelu": 1, "Tanh": 1}, 16)
+    assert (counted.num_gelus, counted.max_length) == (4, 16)
