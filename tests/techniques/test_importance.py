@@ -49,7 +49,7 @@ def test_importance_of_a_two_layer_example_worked_by_hand():
     # Summed magnitudes: neurons 3 and 2, heads 1 and 0; summed with their signs they would be
     # 1.3863, −0.9242, 0.4621 and 0.
     model = _TwoLayers()
-    part = model_parts.Layer("toy", model, (), model.a, model.a, model.b, model_parts._BERT)
+    part = model_parts.Layer("toy", model, (), model.a, model.a, model.b, (), model_parts._BERT)
     batch = {
         "input_ids": torch.tensor([[1, 2], [1, 2]]),
         "attention_mask": torch.ones(2, 2),
