@@ -3,7 +3,8 @@
 Its path is its name (`pruning.magnitude`); no registry lists it. `apply(bundle, config, context)`
 returns a new bundle and leaves the one given unchanged. The module also says by what its effect is
 proven in the model that is served: `EFFECT`, one of `parameters` (fewer), `zeros` (more),
-`quantized` (operators in int8), `answers` (trained: no mark but its answers). It may define
+`quantized` (operators in int8), `packed` (matrices stored in few bits), `answers` (trained: no mark
+but its answers). It may define
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
 * `LAST = True` when no other step can follow it.

@@ -339,6 +339,7 @@ def _substance(workspace: Workspace, export: Export) -> proof.Substance:
     path = export.folder.with_suffix(".substance.json")
     if not path.is_file():
         model = store.load(workspace, export.node).model
-        counted = proof.substance(model, export.facts.size_bytes, export.facts.quantized)
+        facts = export.facts
+        counted = proof.substance(model, facts.size_bytes, facts.quantized, facts.packed)
         files.write_json(path, asdict(counted))
     return proof.Substance(**json.loads(path.read_text(encoding="utf-8")))

@@ -17,6 +17,8 @@ class Substance:
     """All files that are served."""
     num_quantized: int
     """Operators of the exported graph that compute in int8."""
+    num_packed: int = 0
+    """Matrices of the exported graph that are stored in few bits."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,17 @@ class Proof:
     message: str
 
 
-def substance(model: nn.Module, size_bytes: int, num_quantized: int) -> Substance:
-    """Count what `model` holds; sizes and operators are those of its export."""
+def substance(
+    model: nn.Module, size_bytes: int, num_quantized: int, num_packed: int = 0
+) -> Substance:
+    """Count what `model` holds; sizes, operators and matrices are those of its export."""
     parameters = list(model.parameters())
     return Substance(
         num_parameters=sum(p.numel() for p in parameters),
         num_zeros=sum(int((p == 0).sum()) for p in parameters),
         size_bytes=size_bytes,
         num_quantized=num_quantized,
+        num_packed=num_packed,
     )
 
 
@@ -52,6 +57,10 @@ def prove(baseline: Substance, variant: Substance, effects: Mapping[str, str]) -
         "parameters": (fewer > 0, f"{fewer:.0%} fewer parameters"),
         "zeros": (share > before, f"{share:.0%} zeros (which speed nothing up in this runtime)"),
         "quantized": (variant.num_quantized > 0, f"{variant.num_quantized} operators in int8"),
+        "packed": (
+            variant.num_packed > 0,
+            f"{variant.num_packed} matrices stored in few bits (which speed nothing up)",
+        ),
         "answers": (True, "trained"),
     }
     silent = [name for name, effect in effects.items() if not marks[effect][0]]

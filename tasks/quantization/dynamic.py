@@ -14,8 +14,8 @@ Applies to every model; the matrix products and, by setting, the embedding table
 from typing import Literal
 
 from tasks.bundle import Bundle
-from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
+from tasks.quantizable import refuse_quantized
 from tasks.technique import Context
 
 READS_DATA = False
@@ -40,12 +40,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
 
     Raises TechniqueError where the plan quantizes already.
     """
-    for name, _ in bundle.export.steps:
-        if name.startswith("quantize"):
-            raise TechniqueError(
-                f"the model is quantized already (step `{name}`): leave one quantization in the "
-                "recipe"
-            )
+    refuse_quantized(bundle)
     pressed = bundle.copy()
     pressed.export = bundle.export.then(STEP, **config.model_dump())
     return pressed
