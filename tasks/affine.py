@@ -12,7 +12,7 @@ A range [lower, upper], widened to hold zero (padding and pruned weights must st
 gives the map:
 
     asymmetric: scale = (upper − lower) / (high − low),  zero_point = round(low − lower / scale)
-    symmetric:  scale = 2·max(−lower, upper) / (high − low),  zero_point = round((low + high) / 2)
+    symmetric:  scale = 2·max(−lower, upper) / (high − low),  zero_point = (low + high) / 2
 
 Inside the range the error is half a step at most. A matrix has one map, or one for each channel.
 """
@@ -27,7 +27,7 @@ Kind = Literal["int8", "uint8"]
 
 @dataclass(frozen=True)
 class Grid:
-    """The integers that values are rounded to: `low` to `high`, zero among them."""
+    """The integers that values are rounded to: `low` to `high`."""
 
     low: int
     high: int
@@ -43,12 +43,12 @@ class Grid:
 def grid(kind: Kind, *, symmetric: bool, reduce_range: bool = False) -> Grid:
     """Return the integers of 8 bits, or of 7 where `reduce_range`, as ONNX Runtime chooses them.
 
-    Signed and symmetric, −128 is left out: the step is then the same on both sides. Reduced
-    ranges spare the 16-bit sums of processors that add two products of 8 bits (AVX2, and AVX-512
-    without VNNI) from overflowing.
+    Symmetric ones leave the lowest out: as many lie on either side of the zero point, so that
+    values once rounded give the same map again. Reduced ranges spare the 16-bit sums of processors
+    that add two products of 8 bits (AVX2, and AVX-512 without VNNI) from overflowing.
     """
     if kind == "uint8":
-        return Grid(0, 127 if reduce_range else 255, symmetric)
+        return Grid(1 if symmetric else 0, 127 if reduce_range else 255, symmetric)
     if reduce_range:
         return Grid(-64, 64, symmetric)
     return Grid(-127 if symmetric else -128, 127, symmetric)
@@ -106,7 +106,7 @@ def from_range(
     usable = scale >= torch.finfo(torch.float32).tiny
     scale = torch.where(usable, scale, torch.ones_like(scale))
     if grid.symmetric:
-        zero_point = torch.full_like(scale, round((grid.low + grid.high) / 2))
+        zero_point = torch.full_like(scale, (grid.low + grid.high) // 2)
     else:
         zero_point = torch.where(usable, torch.round(grid.low - below / scale.double()), 0)
     zero_point = zero_point.clamp(grid.low, grid.high).to(torch.int32)

@@ -59,7 +59,7 @@ def prove(baseline: Substance, variant: Substance, effects: Mapping[str, str]) -
         "quantized": (variant.num_quantized > 0, f"{variant.num_quantized} operators in int8"),
         "packed": (
             variant.num_packed > 0,
-            f"{variant.num_packed} matrices stored in few bits (which speed nothing up)",
+            f"{variant.num_packed} matrices stored in few bits (smaller, hardly faster)",
         ),
         "answers": (True, "trained"),
     }

@@ -7,10 +7,10 @@ The scale comes from the weights' own range, one a matrix or one an output chann
 for Efficient Integer-Arithmetic-Only Inference", section 2). Texts that write
 round(w × scale + bias) mean by scale the number of steps in one, 1 / step.
 
-The model's weights become the values that the integers stand for, so that PyTorch and the export
-answer alike. The export stores integers, a quarter of the bytes, and dequantizes them where they
-are used: activations and sums stay in float, so that it answers about as fast as the float model,
-no faster. Zeros stay zeros.
+The model's weights become the values that the integers stand for. The export stores the integers,
+a quarter of the bytes, with a DequantizeLinear behind each matrix: read as it stands, it answers as
+PyTorch does. ONNX Runtime keeps matrices of linear layers in integers in memory, too, and rounds
+activations block by block to multiply them; that is about as fast as floats. Zeros stay zeros.
 
 Applies to every model with linear layers; recurrent layers are refused.
 """
