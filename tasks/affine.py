@@ -67,9 +67,7 @@ class Affine:
 
     def quantize(self, values: torch.Tensor) -> torch.Tensor:
         """Return the integers, of the grid's type and the shape of `values`."""
-        scale, zero_point = self._shaped(values)
-        integers = torch.round(values.float() / scale) + zero_point
-        return integers.clamp(self.grid.low, self.grid.high).to(self.grid.dtype)
+        return self._integers(values).to(self.grid.dtype)
 
     def dequantize(self, integers: torch.Tensor) -> torch.Tensor:
         """Return the values (float32) that the integers stand for."""
@@ -78,7 +76,13 @@ class Affine:
 
     def rounded(self, values: torch.Tensor) -> torch.Tensor:
         """Return the values (float32) nearest to `values` that have an integer."""
-        return self.dequantize(self.quantize(values))
+        return self.dequantize(self._integers(values))
+
+    def _integers(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the integers as float32, which holds them exactly."""
+        scale, zero_point = self._shaped(values)
+        found = torch.round(values.float() / scale) + zero_point
+        return found.clamp(self.grid.low, self.grid.high)
 
     def _shaped(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.axis is None:

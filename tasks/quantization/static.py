@@ -54,7 +54,7 @@ class Config(Frozen):
     """Training texts that ranges are measured on."""
     budget: float = Field(default=0.005, ge=0, lt=1)
     """Accuracy on validation data, of 1, that may be lost before layers go back to float."""
-    sensitivity_examples: int = Field(default=128, ge=1)
+    sensitivity_examples: int = Field(default=64, ge=1)
     """Validation texts that a layer's own loss is measured on."""
     validation_examples: int = Field(default=2000, ge=1)
     """Validation texts, at most, that the budget is checked on."""
@@ -149,7 +149,8 @@ class _Search:
     def fallback(self, examples: Examples, costs: dict[str, float]) -> list[str]:
         """Return the modules that stay in float: of the dearest units as few as hold the budget.
 
-        Their number is bisected: with one unit fewer the budget was seen not to hold.
+        Their number is bisected: with one unit fewer the budget was seen not to hold. Raises
+        TechniqueError where no linear layer is left to be quantized.
         """
         encoded = self._encoded(examples)
         labels = encoded.examples.labels
@@ -170,21 +171,14 @@ class _Search:
                 fails = probe
             probe = (fails + enough) // 2
         left = [name for unit in order[:enough] for name in self.units[unit]]
-        self._say(left)
-        return left
-
-    def _say(self, left: list[str]) -> None:
-        linear = sum(
-            name in self.simulation.ranges for unit in self.units.values() for name in unit
-        )
-        floats = sum(name in self.simulation.ranges for name in left)
-        if floats == linear:
+        if set(left) >= self.simulation.ranges.keys():
             raise TechniqueError(
                 f"within `budget: {self.config.budget:g}` no linear layer can be in int8: allow "
                 "more, try another `observer`, or use `quantization.dynamic`"
             )
         if left:
             self.context.progress.say(f"{len(left)} layers stay in float: {', '.join(left)}")
+        return left
 
     def _encoded(self, examples: Examples) -> Encoded:
         return Encoded(examples, self.bundle.tokenizer, self.bundle.max_length)

@@ -13,6 +13,7 @@ from tasks.affine import Kind, grid
 from tasks.errors import ExportError
 from tasks.runtime.fusion import WHOLE, Form, quiet_tools
 from tasks.runtime.rewriting import Ranges, Rewriter
+from tasks.runtime.sites import Site
 
 DYNAMIC = "quantize_dynamic"
 STATIC = "quantize_static"
@@ -98,12 +99,12 @@ def quantize_static(
     weights = grid("int8", symmetric=True, reduce_range=reduce_range)
     rewriter = Rewriter(model, module, weights, per_channel=per_channel)
     chosen = _chosen(rewriter, fallback, embeddings=embeddings)
-    products = [s for s in rewriter.sites if s.is_product and set(s.modules) <= chosen]
     _require_sites(rewriter, chosen, calls)
     limits: Ranges = {name: (lower, upper) for name, (lower, upper) in ranges.items()}
     rewriter.with_activations(chosen, limits)
+    _require_none_left(rewriter, chosen - calls.keys())
     onnx.save(model, str(path))
-    _require_running(path, {s.node.name: len(s.modules) for s in products})
+    _require_running(path, [s for s in rewriter.sites if s.is_product and set(s.modules) <= chosen])
 
 
 def quantize_weights(
@@ -116,9 +117,9 @@ def quantize_weights(
     symmetric: bool,
     per_channel: bool,
 ) -> None:
-    """Store the weights of the model at `path` as integers, in place; it computes in float.
+    """Store the weights of the model at `path` as integers, in place.
 
-    Raises ExportError where a linear layer's weights stayed in float.
+    Raises ExportError where a linear layer or a table stayed in float.
     """
     model = onnx.load(str(path))
     rewriter = Rewriter(
@@ -127,6 +128,7 @@ def quantize_weights(
     chosen = _chosen(rewriter, (), embeddings=embeddings)
     _require_sites(rewriter, chosen, calls)
     rewriter.weights_only(chosen)
+    _require_none_left(rewriter, chosen - calls.keys())
     onnx.save(model, str(path))
 
 
@@ -179,14 +181,21 @@ def _require_sites(rewriter: Rewriter, chosen: Collection[str], calls: Mapping[s
         )
 
 
-def _require_running(path: Path, products: Mapping[str, int]) -> None:
+def _require_none_left(rewriter: Rewriter, tables: Collection[str]) -> None:
+    """Raise ExportError where the graph still holds one of the `tables` in float."""
+    left = rewriter.left(tables)
+    if left:
+        raise ExportError(f"quantization left the embedding table `{left[0]}` in float")
+
+
+def _require_running(path: Path, products: Collection[Site]) -> None:
     """Raise ExportError unless the runtime computes as many products in int8 as were written."""
     nodes = running(path).graph.node
     found = sum(_PRODUCTS.get(node.op_type, 0) for node in nodes)
-    wanted = sum(products.values())
+    wanted = sum(len(site.modules) for site in products)
     if found < wanted:
         there = {node.name for node in nodes if node.op_type in _PRODUCTS}
-        left = ", ".join(f"`{name}`" for name in products if name not in there)
+        left = ", ".join(f"`{s.node.name}`" for s in products if s.node.name not in there)
         raise ExportError(
             f"ONNX Runtime computes {found} of {wanted} linear layers in int8, and in float, which "
             f"was not declared: {left}"

@@ -48,7 +48,7 @@ class Rewriter:
         """Names of values that a node has been written for."""
 
     def weights_only(self, chosen: Collection[str]) -> None:
-        """Store the weights of the modules `chosen` as integers; compute in float."""
+        """Store the weights of the modules `chosen` as integers, and dequantize them."""
         self._replace(chosen, self._dequantized)
 
     def with_activations(self, chosen: Collection[str], ranges: Ranges) -> None:
@@ -83,6 +83,11 @@ class Rewriter:
         kept += [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
+
+    def left(self, tables: Collection[str]) -> list[str]:
+        """Return those of the `tables` that the graph holds in float."""
+        there = {tensor.name for tensor in self.graph.initializer}
+        return [name for name in tables if sites.parameter(name) in there]
 
     def _constant(self, name: str, value: np.ndarray) -> str:
         self.constants.setdefault(name, value)

@@ -6,7 +6,7 @@ parameter. Every match is checked by its values.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,11 @@ def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+def parameter(module: str) -> str:
+    """Return what the graph calls a module's weights where it holds them as they are."""
+    return f"{_ROOT}.{module}.weight"
+
+
 def find(graph: onnx.GraphProto, weights: Mapping[str, torch.Tensor]) -> list[Site]:
     """Return the sites of `weights` in the graph, in its order.
 
@@ -82,7 +87,7 @@ def find(graph: onnx.GraphProto, weights: Mapping[str, torch.Tensor]) -> list[Si
         place = _PLACES.get(node.op_type)
         if place is None or node.op_type == "Attention" or node.input[place] not in floats:
             continue
-        name = _module(node.name.split("/")[1:-1], node.input[place], weights)
+        name = _module(node.name.split("/")[1:-1], node.input[place], weights, own)
         if name is not None:
             sites.append(Site(node, (name,), _is_transposed(node)))
             own.add(name)
@@ -118,19 +123,27 @@ def integers(
     )
 
 
-def _module(scope: list[str], weight: str, known: Iterable[str]) -> str | None:
-    """Return the module that a node in `scope` with this weight belongs to."""
-    known = set(known)
+def _module(
+    scope: list[str], weight: str, known: Mapping[str, torch.Tensor], own: set[str]
+) -> str | None:
+    """Return the module that a node in `scope` with this weight belongs to.
+
+    The optimizer gives some nodes names of its own: then it is the weight's, and of modules that
+    share it the first that has no node yet.
+    """
     parts = scope[1:] if scope[:1] == [_ROOT] else scope
     again = [re.sub(r"_\d+$", "", part) for part in parts]
-    parameter = weight.removeprefix(f"{_ROOT}.").removesuffix(".weight")
-    for name in (".".join(parts), ".".join(again), parameter):
+    for name in (".".join(parts), ".".join(again)):
         if name in known:
             return name
-    return None
+    name = weight.removeprefix(f"{_ROOT}.").removesuffix(".weight")
+    if name not in known:
+        return None
+    alike = [n for n, matrix in known.items() if matrix.data_ptr() == known[name].data_ptr()]
+    return next((n for n in alike if n not in own), name)
 
 
-def _projections(node: Any, known: Iterable[str], own: set[str]) -> tuple[str, ...]:
+def _projections(node: Any, known: Collection[str], own: set[str]) -> tuple[str, ...]:
     """Return query, key and value of a fused attention: they are left in its scope."""
     parts = node.output[0].split("/")[2:-1]
     for scope in (parts, [re.sub(r"_\d+$", "", part) for part in parts]):

@@ -130,6 +130,19 @@ def test_layers_that_share_a_matrix_store_it_once(tmp_path: Path) -> None:
     assert facts.packed == apart.packed - 1
 
 
+def test_layers_that_share_a_matrix_keep_their_own_ranges(tmp_path: Path) -> None:
+    bundle = tiny.tiny_gpt2()  # whose nodes the optimizer renames
+    layers = bundle.model.transformer.h
+    layers[2].mlp.c_fc.weight = layers[0].mlp.c_fc.weight
+    planned(bundle)
+    ranges = bundle.export.steps[0][1]["ranges"]
+    ranges["transformer.h.2.mlp.c_fc"] = [-1.0, 3.0]
+    facts = export(bundle, tmp_path / "export")
+    assert facts.quantized == 3 * 4 + 1
+    graph = onnx.load(str(tmp_path / "export" / "model.onnx")).graph
+    assert any("_-1_3_quantized" in node.name for node in graph.node)
+
+
 def test_weights_of_another_model_are_found_out(tmp_path: Path) -> None:
     model = exporting._traced(tiny.tiny_bert(), tmp_path / "raw.onnx")
     fusion.fuse(model, tmp_path / "raw.onnx", tmp_path / "fused.onnx")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnxruntime.quantization import quant_utils
@@ -17,6 +17,7 @@ GRIDS = [
     for reduced in (True, False)
 ]
 every_grid = pytest.mark.parametrize("grid", GRIDS, ids=str)
+unhurried = settings(max_examples=50, deadline=None)  # on a busy machine
 _VALUES = arrays.arrays(
     np.float32,
     st.integers(1, 40),
@@ -60,6 +61,7 @@ def test_the_popular_formula_takes_one_over_the_step_for_the_scale():
 
 
 @every_grid
+@unhurried
 @given(values=_VALUES)
 def test_the_error_is_half_a_step_inside_the_range(grid, values):
     tensor = torch.from_numpy(values)
@@ -72,6 +74,7 @@ def test_the_error_is_half_a_step_inside_the_range(grid, values):
 
 
 @every_grid
+@unhurried
 @given(values=_VALUES)
 def test_zero_stays_exactly_zero(grid, values):
     found = affine.of(torch.from_numpy(values), grid)
@@ -79,6 +82,7 @@ def test_zero_stays_exactly_zero(grid, values):
 
 
 @every_grid
+@unhurried
 @given(values=_VALUES)
 def test_what_was_rounded_gives_the_same_map_and_is_not_moved_again(grid, values):
     tensor = torch.from_numpy(values)
@@ -91,6 +95,7 @@ def test_what_was_rounded_gives_the_same_map_and_is_not_moved_again(grid, values
 
 
 @pytest.mark.parametrize("grid", [g for g in GRIDS if g.low != 1], ids=str)
+@unhurried
 @given(values=_VALUES)
 def test_scales_and_integers_are_onnx_runtimes(grid, values):
     kind = np.int8 if grid.low < 0 else np.uint8

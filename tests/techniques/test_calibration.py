@@ -19,7 +19,8 @@ def seen(bundle, batch_size=32):
     return calibrate(bundle, EXAMPLES, MinMax, tiny.Silent(), batch_size)
 
 
-def albert():
+def tiny_albert():
+    """Three layers that share one set of weights."""
     config = AlbertConfig(
         vocab_size=32, embedding_size=8, hidden_size=16, num_attention_heads=4,
         intermediate_size=32, num_hidden_layers=3, max_position_embeddings=32,
@@ -40,7 +41,7 @@ def albert():
         (lambda: tiny.tiny("mpnet"), "mpnet.encoder.layer.1.attention.attn", ("q", "k", "v"), 14),
         (tiny.tiny_gpt2, "transformer.h.1.attn", ("c_attn",), 13),
         (
-            albert,
+            tiny_albert,
             "albert.encoder.albert_layer_groups.0.albert_layers.0.attention",
             ("query", "key", "value"),
             7,

@@ -18,6 +18,7 @@ from tasks.affine import Grid, from_range, grid
 from tasks.observers import Histogram, MinMax, Percentile, divergence, observer
 
 GRID = grid("uint8", symmetric=False)
+unhurried = settings(max_examples=50, deadline=None)  # on a busy machine
 METHODS = ("minmax", "percentile", "entropy", "mse")
 
 
@@ -43,6 +44,7 @@ _BATCHES = st.lists(
 )
 
 
+@unhurried
 @given(batches=_BATCHES)
 def test_min_and_max_are_those_of_all_batches(batches):
     found = MinMax()
@@ -52,8 +54,8 @@ def test_min_and_max_are_those_of_all_batches(batches):
     assert found.range() == (together.min(), together.max())
 
 
+@unhurried
 @given(batches=_BATCHES)
-@settings(max_examples=60)
 def test_a_histogram_loses_no_value_and_moves_none_beyond_its_bin(batches):
     found = Histogram()
     for batch in batches:
@@ -126,6 +128,7 @@ def slow_divergence(counts: np.ndarray, end: int, levels: int) -> float:
     return float(scipy.stats.entropy(reference, coarse)) if coarse.sum() else math.inf
 
 
+@unhurried
 @given(
     counts=arrays.arrays(np.float64, 24, elements=st.integers(0, 9).map(float)),
     end=st.integers(4, 24),

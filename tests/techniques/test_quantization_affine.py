@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from transformers import AlbertConfig, BertConfig
+from transformers import BertConfig
 
 from tasks import lstm
 from tasks.errors import ExportError, TechniqueError
@@ -17,19 +17,12 @@ from tasks.model_parts import is_linear
 from tasks.quantization import affine, dynamic
 from tasks.runtime import quantizing
 from tasks.runtime.export import export
+from tasks.runtime.session import Session
 from tests import tiny
 from tests.techniques.contract import Contract
+from tests.techniques.test_calibration import tiny_albert
 
 TEXTS = tiny.examples(24, seed=3).texts
-
-
-def albert():
-    """Three layers that share one set of weights."""
-    config = AlbertConfig(
-        vocab_size=32, embedding_size=8, hidden_size=16, num_attention_heads=4,
-        intermediate_size=32, num_hidden_layers=3, max_position_embeddings=32,
-    )  # fmt: skip
-    return tiny.bundle_of(config)
 
 
 def textbook(weight, axis, settings):
@@ -100,7 +93,7 @@ def read_as_it_stands(folder, bundle):
     [
         *((tiny.tiny_bert, settings) for settings in CONTRACT.good),
         (tiny.tiny_gpt2, {"weight_type": "uint8"}),
-        (albert, {"per_channel": False}),
+        (tiny_albert, {"per_channel": False}),
         (lambda: tiny.tiny("distilbert"), {"symmetric": False}),
     ],
 )
@@ -109,7 +102,12 @@ def test_the_export_holds_integers_and_answers_as_pytorch(bundle, settings, tmp_
     after = affine.apply(bundle(), config, tiny.context(tmp_path))
     facts = export(after, tmp_path / "export")
     found = read_as_it_stands(tmp_path / "export", after)
-    np.testing.assert_allclose(found, tiny.answers(after, TEXTS), atol=1e-4)
+    expected = tiny.answers(after, TEXTS)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    # as it is served, the runtime rounds activations too
+    served = np.log(Session(tmp_path / "export", 1).probabilities(TEXTS))
+    log_softmax = torch.log_softmax(torch.from_numpy(expected), dim=1).numpy()
+    np.testing.assert_allclose(served, log_softmax, atol=0.05)
     graph = onnx.load(str(tmp_path / "export" / "model.onnx")).graph
     stored = [t for t in graph.initializer if len(t.dims) == 2]
     tables = sum(isinstance(m, nn.Embedding) for m in after.model.modules())

@@ -8,7 +8,6 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
-from transformers import AlbertConfig
 
 from tasks import affine, lstm
 from tasks.calibration import ACTIVATIONS, Simulation
@@ -25,6 +24,7 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tests import tiny
 from tests.techniques.contract import LONG, Contract, same_weights
+from tests.techniques.test_calibration import tiny_albert
 
 TEXTS = tiny.examples(24, seed=3).texts
 ANY = {"budget": 0.9, "calibration_examples": 16, "sensitivity_examples": 8}
@@ -80,14 +80,6 @@ CONTRACT = Contract(
 )
 
 
-def albert():
-    config = AlbertConfig(
-        vocab_size=32, embedding_size=8, hidden_size=16, num_attention_heads=4,
-        intermediate_size=32, num_hidden_layers=3, max_position_embeddings=32,
-    )  # fmt: skip
-    return tiny.bundle_of(config)
-
-
 def centred_logits(folder, texts):
     values = np.log(Session(folder, 1).probabilities(texts).astype(np.float64))
     return values - values.mean(axis=1, keepdims=True)
@@ -117,7 +109,7 @@ def assert_as_simulated(folder, bundle):
     [
         *((tiny.tiny_bert, settings, 3 * 6 + 2) for settings in CONTRACT.good[:3]),
         (tiny.tiny_gpt2, ANY, 3 * 4 + 1),
-        (albert, {**ANY, "reduce_range": True}, 3 * 6 + 3),
+        (tiny_albert, {**ANY, "reduce_range": True}, 3 * 6 + 3),
         (lambda: tiny.tiny("distilbert"), ANY, 3 * 6 + 2),
         (lambda: tiny.tiny("mpnet"), {**ANY, "per_channel": False}, 3 * 6 + 2),
     ],
@@ -134,6 +126,8 @@ def test_the_export_computes_every_layer_in_int8_as_simulated(bundle, settings, 
     floats = [t.name for t in running.initializer if t.data_type == 1 and len(t.dims) == 2]
     assert len(floats) == (0 if plan(after)["embeddings"] else len(tables(after)))
     assert facts.fused["SkipLayerNormalization"] >= 6
+    pairs = facts.operators["QuantizeLinear"], facts.operators["DequantizeLinear"]
+    assert min(pairs) > 0
 
 
 def test_scales_and_weights_are_those_of_onnx_runtimes_own_quantizer(tmp_path, monkeypatch):
