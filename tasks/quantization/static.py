@@ -37,6 +37,7 @@ from tasks.training.predict import encoded_logits
 
 LAST = True
 STEP = "quantize_static"
+NOTE = "quantization.static"
 _BATCH = 32
 Units = Mapping[str, tuple[str, ...]]
 
@@ -95,6 +96,8 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     costs = search.sensitivity(validation.sample(config.sensitivity_examples, context.seed))
     fallback = search.fallback(validation.sample(config.validation_examples, context.seed), costs)
     pressed.model.to("cpu")
+    layers = ", ".join(fallback) or "none"
+    pressed.notes = {**bundle.notes, NOTE: f"layers that stay in float for accuracy: {layers}"}
     pressed.export = bundle.export.then(
         STEP,
         ranges={name: list(limits) for name, limits in seen.ranges.items()},

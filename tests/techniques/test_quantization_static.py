@@ -54,6 +54,7 @@ def _prove(before, after, config):
     assert all(cost > 0 for cost in costs.values())
     assert set(tables(after)) <= set(costs) or not config.embeddings
     assert settings["fallback"] == []
+    assert after.notes[static.NOTE].endswith("for accuracy: none")
     for key in ("embeddings", "per_channel", "reduce_range"):
         assert settings[key] == getattr(config, key)
 
@@ -228,6 +229,7 @@ def test_the_layer_that_costs_too_much_stays_in_float_and_no_other(fragile, tmp_
     after = static.apply(fragile, config, tiny.context(tmp_path))
     costs = plan(after)["sensitivity"]
     assert plan(after)["fallback"] == ["bert.pooler.dense"]
+    assert after.notes[static.NOTE].endswith("for accuracy: bert.pooler.dense")
     assert max(costs, key=costs.get) == "bert.pooler.dense"
     assert costs["bert.pooler.dense"] > 10 * sorted(costs.values())[-2]
     facts = export(after, tmp_path / "export")
