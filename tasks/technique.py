@@ -3,8 +3,9 @@
 Its path is its name (`pruning.magnitude`); no registry lists it. `apply(bundle, config, context)`
 returns a new bundle and leaves the one given unchanged. The module also says by what its effect is
 proven in the model that is served: `EFFECT`, one of `parameters` (fewer), `grown` (more of them),
-`zeros` (more), `quantized` (operators in int8), `activation` (no GELU is left), `length` (shorter
-texts), `answers` (trained: no mark but its answers). It may define
+`zeros` (more), `quantized` (operators in int8), `packed` (matrices stored in few bits),
+`activation` (no GELU is left), `length` (shorter texts), `answers` (trained: no mark but its
+answers). It may define
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
   or a function of its settings that tells whether it does,

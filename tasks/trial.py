@@ -349,7 +349,12 @@ def _substance(workspace: Workspace, export: Export) -> proof.Substance:
     if kept.keys() != {field.name for field in fields(proof.Substance)}:
         bundle, facts = store.load(workspace, export.node), export.facts
         counted = proof.substance(
-            bundle.model, facts.size_bytes, facts.quantized, facts.operators, bundle.max_length
+            bundle.model,
+            facts.size_bytes,
+            facts.quantized,
+            facts.operators,
+            bundle.max_length,
+            facts.packed,
         )
         kept = asdict(counted)
         files.write_json(path, kept)

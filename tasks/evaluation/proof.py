@@ -25,6 +25,8 @@ class Substance:
     """Operators of the exported graph that compute GELU."""
     max_length: int = 0
     """Tokens that a text is cut to."""
+    num_packed: int = 0
+    """Matrices of the exported graph that are stored in few bits."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,9 @@ def substance(
     num_quantized: int,
     operators: Mapping[str, int] = MappingProxyType({}),
     max_length: int = 0,
+    num_packed: int = 0,
 ) -> Substance:
-    """Count what `model` holds; sizes and operators are those of its export."""
+    """Count what `model` holds; sizes, operators and matrices are those of its export."""
     parameters = list(model.parameters())
     return Substance(
         num_parameters=sum(p.numel() for p in parameters),
@@ -51,6 +54,7 @@ def substance(
         num_quantized=num_quantized,
         num_gelus=sum(number for name, number in operators.items() if name in _GELUS),
         max_length=max_length,
+        num_packed=num_packed,
     )
 
 
@@ -77,6 +81,10 @@ def prove(
         "quantized": (variant.num_quantized > 0, f"{variant.num_quantized} operators in int8"),
         "activation": (variant.num_gelus == 0 < baseline.num_gelus, "no GELU"),
         "length": (variant.max_length < baseline.max_length, f"{variant.max_length} tokens a text"),
+        "packed": (
+            variant.num_packed > 0,
+            f"{variant.num_packed} matrices stored in few bits (smaller, hardly faster)",
+        ),
         "answers": (True, "trained"),
     }
 

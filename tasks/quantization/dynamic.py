@@ -11,11 +11,10 @@ a step to the export plan, and the checkpoint stays in float for the techniques 
 Applies to every model; the matrix products and, by setting, the embedding tables are quantized.
 """
 
-from typing import Literal
-
+from tasks.affine import Kind
 from tasks.bundle import Bundle
-from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
+from tasks.quantizable import refuse_quantized
 from tasks.technique import Context
 
 READS_DATA = False
@@ -30,7 +29,8 @@ class Config(Frozen):
 
     per_channel: bool = True
     """One scale an output channel; False: one a matrix."""
-    weight_type: Literal["int8", "uint8"] = "int8"
+    weight_type: Kind = "int8"
+    """Signed, of a symmetric range; or unsigned, from the least weight to the greatest."""
     reduce_range: bool = False
     """7 bits a weight: for processors whose 8-bit products overflow (AVX2 without VNNI)."""
 
@@ -40,12 +40,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
 
     Raises TechniqueError where the plan quantizes already.
     """
-    for name, _ in bundle.export.steps:
-        if name.startswith("quantize"):
-            raise TechniqueError(
-                f"the model is quantized already (step `{name}`): leave one quantization in the "
-                "recipe"
-            )
+    refuse_quantized(bundle)
     pressed = bundle.copy()
     pressed.export = bundle.export.then(STEP, **config.model_dump())
     return pressed

@@ -42,7 +42,9 @@ class ExportFacts:
     fused: dict[str, int]
     """Fused operators, counted before quantization."""
     quantized: int
-    """Operators that compute in int8."""
+    """Operators that compute in int8, as the runtime loads the model."""
+    packed: int
+    """Matrices that are stored in 8 bits, whatever they are computed in."""
     size_bytes: int
     """All files that are served."""
     sha256: str
@@ -70,10 +72,12 @@ def export(bundle: Bundle, folder: Path) -> ExportFacts:
     staged = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         model = _traced(bundle, staged / "raw.onnx")
-        fused = fusion.fuse(model, staged / "raw.onnx", staged / "fused.onnx")
+        form = quantizing.form(bundle.export.steps)
+        fused = fusion.fuse(model, staged / "raw.onnx", staged / "fused.onnx", form)
         _compare(bundle, model, staged / "fused.onnx")
-        operators = _apply_plan(bundle, model, staged / "fused.onnx", staged / MODEL)
+        finished = _apply_plan(bundle, model, staged / "fused.onnx", staged / MODEL)
         _try(bundle, staged / MODEL)
+        running = quantizing.running(staged / MODEL) if bundle.export.steps else finished
         for part in ("raw.onnx", "fused.onnx"):
             (staged / part).unlink(missing_ok=True)
         _write_serving(bundle, staged)
@@ -81,9 +85,10 @@ def export(bundle: Bundle, folder: Path) -> ExportFacts:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return ExportFacts(
-        operators=dict(sorted(operators.items())),
+        operators=dict(sorted(_operators(finished).items())),
         fused=fused,
-        quantized=quantizing.count(operators),
+        quantized=quantizing.count(_operators(running)),
+        packed=quantizing.packed(finished),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         sha256=files.combined(files.content(folder)),
         seconds=time.monotonic() - begin,
@@ -152,8 +157,13 @@ def _probe(bundle: Bundle, rows: int = 3, length: int = 9) -> tuple[torch.Tensor
 
 
 def _compare(bundle: Bundle, model: Any, path: Path) -> None:
-    """Raise ExportError unless the float export answers as PyTorch does, in other shapes too."""
-    session = onnxruntime.InferenceSession(str(path), _silent(), ["CPUExecutionProvider"])
+    """Raise ExportError unless the export, in float, answers as PyTorch does, in other shapes too.
+
+    In float: what is stored in integers is dequantized first, whatever faster form there is.
+    """
+    options = _silent()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     for rows, length in ((3, 9), (1, 4), (5, 17)):
         ids, mask = _probe(bundle, rows, length)
         with torch.no_grad():
@@ -162,7 +172,7 @@ def _compare(bundle: Bundle, model: Any, path: Path) -> None:
         difference = float(np.abs(found - expected).max())
         if difference > _TOLERANCE * max(1.0, float(np.abs(expected).max())):
             raise ExportError(
-                f"the exported float model differs from PyTorch by {difference:.2g} in a logit; "
+                f"the exported model differs from PyTorch by {difference:.2g} in a logit; "
                 "this is a defect of the export of this architecture"
             )
 
@@ -173,30 +183,40 @@ def _silent() -> onnxruntime.SessionOptions:
     return options
 
 
-def _apply_plan(bundle: Bundle, model: Any, source: Path, target: Path) -> Counter[str]:
-    """Write the model with the plan's steps applied; return its operators."""
+def _apply_plan(bundle: Bundle, model: Any, source: Path, target: Path) -> onnx.ModelProto:
+    """Write the model with the plan's steps applied; return it."""
     shutil.copyfile(source, target)
     for name, settings in bundle.export.steps:
-        if name != quantizing.DYNAMIC:
+        calls = _calls(model, *_probe(bundle))
+        if name == quantizing.DYNAMIC:
+            quantizing.quantize_dynamic(target, num_products=calls.total(), **settings)
+        elif name == quantizing.STATIC:
+            quantizing.quantize_static(target, model, calls=calls, **settings)
+        elif name == quantizing.WEIGHTS:
+            quantizing.quantize_weights(target, model, calls=calls, **settings)
+            _compare(bundle, model, target)  # the weights were rounded before: nothing may change
+        else:
             raise ExportError(f"the exporter knows no step `{name}`")
-        num_products = _num_products(model, *_probe(bundle))
-        quantizing.quantize_dynamic(target, num_products=num_products, **settings)
-    return Counter(node.op_type for node in onnx.load(str(target)).graph.node)
+    return onnx.load(str(target))
 
 
-def _num_products(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> int:
-    """Return how often the model multiplies by a weight: shared layers count each time."""
-    calls = []
+def _operators(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def _calls(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> Counter[str]:
+    """Return how often the model multiplies by each weight: shared layers count each time."""
+    calls: Counter[str] = Counter()
     hooks = [
-        part.register_forward_hook(lambda *_: calls.append(1))
-        for part in model.modules()
+        part.register_forward_hook(lambda *_, name=name: calls.update([name]))
+        for name, part in model.named_modules()
         if model_parts.is_linear(part)
     ]
     with torch.no_grad():
         _Served(model)(ids, mask)
     for hook in hooks:
         hook.remove()
-    return len(calls)
+    return calls
 
 
 def _try(bundle: Bundle, path: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,27 @@ _MUST_FUSE = (*_WITH_EMBEDDING, "roberta", "xlm-roberta", "camembert")
 """Types whose layers are known to fuse whole. Others are fused as far as it goes."""
 
 
-def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
+@dataclass(frozen=True)
+class Form:
+    """How far a graph is fused: some forms of quantization must see a matrix by itself."""
+
+    embedding: bool = True
+    """The embedding tables, their sum and its norm are one operator."""
+    projections: bool = True
+    """Query, key and value are multiplied inside the attention operator, as one matrix."""
+
+
+WHOLE = Form()
+
+
+def fuse(model: Any, source: Path, target: Path, form: Form = WHOLE) -> dict[str, int]:
     """Write `source` fused as `target`; return the fused operators and how many of each.
 
     Raises ExportError where the optimizer fails, or where a BERT or one of its kin was not fused
     in every layer.
     """
     try:
-        graph = _optimized(model, source, target)
+        graph = _optimized(model, source, target, form)
     except Exception as error:  # the optimizer's own errors have no base but this
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise ExportError(
@@ -48,11 +62,11 @@ def fuse(model: Any, source: Path, target: Path) -> dict[str, int]:
         ) from error
     counts = Counter(node.op_type for node in graph.graph.node)
     fused = {name: counts[name] for name in _FUSED if counts[name]}
-    _require(model, fused)
+    _require(model, fused, form)
     return fused
 
 
-def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
+def _optimized(model: Any, source: Path, target: Path, form: Form) -> onnx.ModelProto:
     """Write `source` fused as `target`, and return it."""
     kind = _TYPES.get(model.config.model_type, "bert")
     heads = getattr(model.config, "num_attention_heads", 0)  # an LSTM has none
@@ -61,12 +75,15 @@ def _optimized(model: Any, source: Path, target: Path) -> onnx.ModelProto:
         from onnxruntime.transformers.fusion_options import FusionOptions
 
         _hush(Path(optimizer.__file__).parent)
+        options = FusionOptions(kind)
+        options.enable_embed_layer_norm = form.embedding
+        options.use_multi_head_attention = not form.projections
         optimized = optimizer.optimize_model(
             str(source),
             model_type=kind,
             num_heads=heads,
             hidden_size=_attention_width(model) if heads else 0,
-            optimization_options=FusionOptions(kind),
+            optimization_options=options,
             opt_level=0,
         )
         graph = optimized.model
@@ -152,7 +169,7 @@ def _share_equal(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _require(model: Any, fused: dict[str, int]) -> None:
+def _require(model: Any, fused: dict[str, int], form: Form) -> None:
     kind, num_layers = model.config.model_type, model.config.num_hidden_layers
     if kind not in _MUST_FUSE:
         return
@@ -165,7 +182,8 @@ def _require(model: Any, fused: dict[str, int]) -> None:
         lacking.append(f"{norms} of {2 * num_layers} layer norms")
     # the fused operator looks rows up and adds them: a product in between is beyond it
     factorized = isinstance(model.get_input_embeddings(), FactorizedEmbedding)
-    if kind in _WITH_EMBEDDING and not factorized and not fused.get("EmbedLayerNormalization"):
+    wanted = form.embedding and kind in _WITH_EMBEDDING and not factorized
+    if wanted and not fused.get("EmbedLayerNormalization"):
         lacking.append("no embedding layer")
     if lacking:
         raise ExportError(

@@ -29,9 +29,11 @@ def test_each_effect_is_proven_by_its_own_mark() -> None:
     fewer = Substance(700, 7, 2800, 0)
     sparse = Substance(1000, 500, 4000, 0)
     integer = Substance(1000, 10, 1000, 20)
-    for effect, variant in {"parameters": fewer, "zeros": sparse, "quantized": integer}.items():
+    packed = Substance(1000, 10, 1000, 0, num_packed=12)
+    own = {"parameters": fewer, "zeros": sparse, "quantized": integer, "packed": packed}
+    for effect, variant in own.items():
         assert prove(BASE, variant, {"family.step": effect}).changed
-        for other in (fewer, sparse, integer):
+        for other in own.values():
             if other is not variant:
                 proof = prove(BASE, other, {"family.step": effect})
                 assert not proof.changed
@@ -55,6 +57,12 @@ def test_steps_of_one_effect_are_proven_together() -> None:
     assert prove(BASE, Substance(700, 7, 2800, 0), effects).message == "30% fewer parameters"
     silent = prove(BASE, BASE, effects)
     assert silent.message.startswith("structure.layer_drop, pruning.structured changed nothing")
+
+
+def test_packed_weights_are_said_to_bring_size_and_no_speed() -> None:
+    variant = Substance(1000, 10, 1000, 0, num_packed=12)
+    proof = prove(BASE, variant, {"quantization.affine": "packed"})
+    assert "12 matrices stored in few bits (smaller, hardly faster)" in proof.message
 
 
 def test_zeros_are_said_to_bring_no_speed() -> None:
