@@ -171,25 +171,42 @@ def zero_lowest(
     `scope` ranks all matrices together or each by itself; its share is then exact in each. Zeros
     beyond `share` that are there already stay. Scores are held for one matrix at a time.
     """
+    for name, chosen in lowest(model, names, share, scope, score, pattern):
+        model.get_parameter(name).masked_fill_(chosen, 0)
+
+
+@torch.no_grad()
+def lowest(
+    model: nn.Module,
+    names: Sequence[str],
+    share: float,
+    scope: Scope = "global",
+    score: Score = magnitude,
+    pattern: Pattern | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the matrices' names and where the weights lie that `zero_lowest` would set to zero.
+
+    Where none would go, nothing is yielded.
+    """
     for group in [tuple(names)] if scope == "global" else [(name,) for name in names]:
         count = round(share * sum(model.get_parameter(name).numel() for name in group))
         if count > 0:
-            _zero_lowest(model, group, count, score, pattern)
+            yield from _lowest(model, group, count, score, pattern)
 
 
-def _zero_lowest(
+def _lowest(
     model: nn.Module, names: Sequence[str], count: int, score: Score, pattern: Pattern | None
-) -> None:
+) -> Iterator[tuple[str, torch.Tensor]]:
     def ranks() -> Iterator[torch.Tensor]:
         return (_ranks(model, name, score, pattern) for name in names)
 
     threshold, ties = _threshold(ranks, count)
     for name, rank in zip(names, ranks(), strict=True):
-        lowest = rank < threshold
+        chosen = rank < threshold
         tied = torch.nonzero(rank.flatten() == threshold).flatten()[:ties]
-        lowest.view(-1)[tied] = True
-        model.get_parameter(name).masked_fill_(lowest, 0)
+        chosen.view(-1)[tied] = True
         ties -= len(tied)
+        yield name, chosen
 
 
 def _ranks(model: nn.Module, name: str, score: Score, pattern: Pattern | None) -> torch.Tensor:

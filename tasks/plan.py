@@ -18,7 +18,7 @@ from tasks.errors import SettingsError
 from tasks.frozen import Frozen
 from tasks.settings import BASELINE, Settings, Step, explain, first_problem, merge
 from tasks.suggest import nearest
-from tasks.training.config import BaselineConfig
+from tasks.training.config import WITHOUT_EFFECT, BaselineConfig
 
 COMPUTING_PACKAGES = ("accelerate", "numpy", "tokenizers", "torch", "transformers")
 
@@ -237,11 +237,11 @@ def _teachers(config: Frozen) -> tuple[str, ...]:
 def _effective(config: Frozen) -> dict[str, Any]:
     """Return the settings that can change a result.
 
-    How often a training is saved cannot, nor what a recipe is called; a base model and a teacher
-    count by what they are.
+    How often a training is saved cannot, nor whether it computes its layers twice, nor what a
+    recipe is called; a base model and a teacher count by what they are.
     """
     without: dict[str, Any] = {
-        "teacher": True, "teachers": True, "training": {"checkpoint_seconds"},
+        "teacher": True, "teachers": True, "training": WITHOUT_EFFECT,
     }  # fmt: skip
     if isinstance(config, BaselineConfig):
         without = {"model": True, "training": without["training"] if config.train else True}

@@ -6,6 +6,10 @@ from pydantic import Field, model_validator
 
 from tasks.frozen import Frozen
 
+Schedule = Literal["constant", "linear", "polynomial", "cosine", "exponential", "plateau"]
+WITHOUT_EFFECT = {"checkpoint_seconds", "gradient_checkpointing"}
+"""Settings of the training that cannot change its result."""
+
 
 class TrainingConfig(Frozen):
     """Settings of the one training loop; a technique may override any of them."""
@@ -18,6 +22,20 @@ class TrainingConfig(Frozen):
     weight_decay: float = Field(default=0.01, ge=0, le=1)
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps in which the learning rate rises from 0."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after that; plateau: when the validation loss no longer does."""
+    schedule_end: float | None = Field(default=None, ge=0, lt=1)
+    """Share of the learning rate that is left at the end, or that a plateau never goes below;
+    None: 0, and for exponential 0.01."""
+    schedule_power: float = Field(default=2.0, gt=0, le=100)
+    """Of the remaining steps, for polynomial; 1 is linear."""
+    plateau_factor: float = Field(default=0.5, gt=0, lt=1)
+    """What the learning rate is multiplied by on a plateau."""
+    plateau_patience: int = Field(default=1, ge=1)
+    """Evaluations with no lower validation loss that make a plateau."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Factor of the learning rate from each layer to the one below it, from the head (1) down to
+    the embeddings."""
     clip: float = Field(default=1.0, gt=0)
     """Largest L2 norm of the gradient."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -25,6 +43,9 @@ class TrainingConfig(Frozen):
     """Probability of every dropout layer while training; None: the model's own."""
     freeze_embeddings: bool = False
     """Leave the embedding tables as they are: of a large vocabulary most rows never occur."""
+    gradient_checkpointing: bool = False
+    """Keep a layer's input alone and compute the rest again when gradients are taken: less memory,
+    about a third more time, the same result."""
     evaluations_per_epoch: int = Field(default=1, ge=1, le=100)
     patience: int = Field(default=2, ge=1)
     """Evaluations on validation data with no gain before training stops."""
@@ -34,6 +55,30 @@ class TrainingConfig(Frozen):
     """Train on this many examples at most, chosen by the seed."""
     max_transfer: int | None = Field(default=None, ge=0)
     """Use this many unlabelled transfer texts at most."""
+
+    @model_validator(mode="after")
+    def _schedule_can_be(self) -> "TrainingConfig":
+        if self.schedule == "exponential" and self.schedule_end == 0:
+            raise ValueError(
+                "an exponential `schedule` never reaches `schedule_end` 0: give a share above it, "
+                "or take linear"
+            )
+        if self.schedule == "plateau":
+            evaluations = int(self.epochs * self.evaluations_per_epoch)
+            needed = self.plateau_patience + 2
+            if evaluations < needed:
+                raise ValueError(
+                    f"a plateau shows after {needed - 1} evaluations at the earliest, and there "
+                    f"are {evaluations} in all: raise `evaluations_per_epoch` or `epochs`"
+                )
+        return self
+
+    @property
+    def lowest_factor(self) -> float:
+        """What is left of the learning rate at the end."""
+        if self.schedule_end is not None:
+            return self.schedule_end
+        return 0.01 if self.schedule == "exponential" else 0.0
 
 
 class LstmConfig(Frozen):

@@ -1,6 +1,6 @@
 """The one training loop: every technique that trains, and the baseline, trains here.
 
-AdamW (Loshchilov and Hutter 2019), gradients clipped by norm, a linear schedule with warm-up,
+AdamW (Loshchilov and Hutter 2019), gradients clipped by norm, a schedule with warm-up,
 length-bucketed batches padded to the batch, early stop on validation data, and exact resume: a
 training that was killed goes on from its last checkpoint to the same weights.
 """
@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from tasks.bundle import Bundle
 from tasks.errors import SettingsError, TechniqueError
 from tasks.training import checkpoint, optimizer, schedules
 from tasks.training.batches import UNLABELLED, Encoded, Examples
-from tasks.training.config import TrainingConfig
+from tasks.training.config import WITHOUT_EFFECT, TrainingConfig
 from tasks.training.losses import Loss, cross_entropy, measured
 from tasks.training.predict import encoded_logits
 from tasks.training.progress import Progress
@@ -37,6 +37,9 @@ AfterStep = Callable[[nn.Module, int, int], None]
 """Called with the model, the number of steps done, and of all."""
 BeforeStep = Callable[[int, int], None]
 """Called with the number of steps done, and of all: for a loss that moves with the training."""
+AfterUpdate = Callable[[nn.Module, Mapping[str, float]], None]
+"""Called with the model and, by a parameter's name, the learning rate it was updated with: for a
+proximal step. Zeros of sparse parameters are put back after it."""
 RateOf = Callable[[str], float]
 """Name of a parameter → factor of its learning rate."""
 _EVALUATION_BATCH = 64
@@ -58,6 +61,7 @@ def fit(
     progress: Progress,
     loss: Loss = cross_entropy,
     before_step: BeforeStep | None = None,
+    after_update: AfterUpdate | None = None,
     after_step: AfterStep | None = None,
     keep: Literal["best", "last"] = "best",
     forward: Mapping[str, bool] = MappingProxyType({}),
@@ -69,10 +73,10 @@ def fit(
     loss) and stops early after `config.patience` evaluations with no gain. `keep="last"` runs to
     the end, for a schedule that must reach it. `forward` are further arguments of the model
     (`output_hidden_states=True`), whose outputs the loss is given. `rate_of` gives, for a
-    parameter's name, the factor of its learning rate.
+    parameter's name, the factor of its learning rate, that of its layer aside.
 
     A checkpoint in `scratch` of this very training (weights at its start, data, settings, seed) is
-    gone on from. What the loss and the two hooks are set to is not told apart: `scratch` belongs to
+    gone on from. What the loss and the hooks are set to is not told apart: `scratch` belongs to
     one set of settings. At the end the result stays there, so that a caller who dies before he has
     saved it trains nothing twice; he removes the folder.
 
@@ -89,24 +93,24 @@ def fit(
     if config.precision == "fp16" and device.type == "cpu":
         raise SettingsError("`precision: fp16` needs a GPU; on a CPU use fp32 or bf16")
     seed_everything(seed)
+    hooks = _Hooks(loss, before_step, after_update, after_step, forward, rate_of)
     with regime(bundle.model, config):
-        training = _Training(
-            bundle,
-            train,
-            validation,
-            config,
-            seed,
-            device,
-            loss,
-            before_step,
-            after_step,
-            keep,
-            forward,
-            rate_of,
-        )
+        training = _Training(bundle, train, validation, config, seed, device, hooks, keep)
         result = training.run(scratch, progress)
     bundle.model.to("cpu").eval()
     return result
+
+
+@dataclass(frozen=True)
+class _Hooks:
+    """What the caller of `fit` has a say in."""
+
+    loss: Loss
+    before_step: BeforeStep | None
+    after_update: AfterUpdate | None
+    after_step: AfterStep | None
+    forward: Mapping[str, bool]
+    rate_of: RateOf
 
 
 class _Training:
@@ -118,16 +122,11 @@ class _Training:
         config: TrainingConfig,
         seed: int,
         device: torch.device,
-        loss: Loss,
-        before_step: BeforeStep | None,
-        after_step: AfterStep | None,
+        hooks: _Hooks,
         keep: Literal["best", "last"],
-        forward: Mapping[str, bool],
-        rate_of: RateOf,
     ) -> None:
         self.config, self.seed, self.device = config, seed, device
-        self.loss, self.keep, self.forward = loss, keep, forward
-        self.before_step, self.after_step = before_step, after_step
+        self.hooks, self.keep = hooks, keep
         AcceleratorState._reset_state(reset_partial_state=True)  # precision may differ by training
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
@@ -142,10 +141,10 @@ class _Training:
         num_batches = math.ceil(len(self.train) / config.batch_size)
         self.steps_per_epoch = math.ceil(num_batches / config.accumulation)
         self.total = max(1, round(config.epochs * self.steps_per_epoch))
-        self.factor = schedules.linear(self.total, config.warmup)
+        self.factor = schedules.factor(config, self.total)
         self.fingerprint = self._fingerprint(bundle.sparse)
         self.model, self.optimizer = self.accelerator.prepare(
-            self.plain, optimizer.adamw(self.plain, config, rate_of)
+            self.plain, optimizer.adamw(self.plain, config, hooks.rate_of)
         )
         self.state = State()
         self.best: checkpoint.Tensors = {}
@@ -153,7 +152,7 @@ class _Training:
 
     def _fingerprint(self, sparse: tuple[str, ...]) -> str:
         """Return a hash of all that the result depends on, but for the loss and the hooks."""
-        settings = self.config.model_dump(exclude={"checkpoint_seconds"})
+        settings = self.config.model_dump(exclude=WITHOUT_EFFECT)
         facts = [settings, self.seed, self.keep, self.device.type, sorted(sparse)]
         found = hashlib.sha256(json.dumps(facts).encode())
         found.update(checkpoint.digest(self.plain.state_dict()).encode())
@@ -195,8 +194,8 @@ class _Training:
     def _step(self) -> None:
         """Do one optimizer step over the gradients of `config.accumulation` batches."""
         began = time.monotonic()
-        if self.before_step is not None:
-            self.before_step(self.state.step, self.total)
+        if self.hooks.before_step is not None:
+            self.hooks.before_step(self.state.step, self.total)
         group = self._group()
         num_examples = sum(map(len, group))
         total = torch.zeros((), device=self.device)
@@ -205,16 +204,16 @@ class _Training:
             output = self.model(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
-                **self.forward,
+                **self.hooks.forward,
             )
-            value = self.loss(output, batch) * (len(indices) / num_examples)
+            value = self.hooks.loss(output, batch) * (len(indices) / num_examples)
             total += value.detach()
             self.accelerator.backward(value)
         self.state.losses.append(self._finite(total.item(), "loss"))
         self._update()
         self.state.step += 1
-        if self.after_step is not None:
-            self.after_step(self.plain, self.state.step, self.total)
+        if self.hooks.after_step is not None:
+            self.hooks.after_step(self.plain, self.state.step, self.total)
         self.state.num_examples += num_examples
         self.state.step_seconds += time.monotonic() - began
 
@@ -227,15 +226,19 @@ class _Training:
         return self.batches[start : start + self.config.accumulation]
 
     def _update(self) -> None:
+        losses = [entry["validation_loss"] for entry in self.state.history]
+        factor = self.factor(self.state.step, losses)
         for settings in self.optimizer.param_groups:
-            rate = self.config.learning_rate * settings["rate"]
-            settings["lr"] = rate * self.factor(self.state.step)
+            settings["lr"] = self.config.learning_rate * settings["rate"] * factor
         self.accelerator.unscale_gradients()
         optimizer.clip(self.plain.parameters(), self.config.clip)
         # seen at each step, not once: gradual pruning adds zeros, and a resumed one has them back
         zeros = [parameter == 0 for parameter in self.sparse]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        # a step that fp16's scaler leaves out is no update
+        if self.hooks.after_update is not None and not self.optimizer.step_was_skipped:
+            self.hooks.after_update(self.plain, optimizer.rates(self.plain, self.optimizer))
         with torch.no_grad():
             for parameter, zero in zip(self.sparse, zeros, strict=True):
                 parameter.masked_fill_(zero, 0)

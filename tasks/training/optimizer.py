@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from tasks.training.config import TrainingConfig
+from tasks.training.depth import layer_rates
 
 
 def adamw(
@@ -14,14 +15,16 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Return AdamW that decays matrices alone: biases and normalization weights are not shrunk.
 
-    Each group holds its factor of the learning rate as `rate`. Fused: one pass over the
-    parameters, instead of one per operation.
+    Each group holds its factor of the learning rate as `rate`: that of `rate_of` times that of the
+    layer. Fused: one pass over the parameters, instead of one per operation.
     """
+    of_layer = layer_rates(model, config.layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decay = config.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((decay, rate_of(name)), []).append(parameter)
+            rate = rate_of(name) * of_layer[name]
+            groups.setdefault((decay, rate), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": members, "weight_decay": decay, "rate": rate}
@@ -30,6 +33,16 @@ def adamw(
         lr=config.learning_rate,
         fused=True,
     )
+
+
+def rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
+    """Return name → the learning rate that a parameter has now; frozen ones are left out."""
+    found = {
+        id(parameter): group["lr"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    return {n: found[id(p)] for n, p in model.named_parameters() if id(p) in found}
 
 
 def clip(parameters: Iterable[nn.Parameter], longest: float) -> None:

@@ -123,6 +123,7 @@ def test_another_version_changes_all_keys(params: Path, monkeypatch: pytest.Monk
     [
         "training.checkpoint_seconds=5",
         "baseline.training.checkpoint_seconds=5",
+        "training.gradient_checkpointing=true",
         "recipes.taught=[{pruning.structured: {teacher: small, training: "
         "{checkpoint_seconds: 5}}}]",
         "name=other",

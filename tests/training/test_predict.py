@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import get_linear_schedule_with_warmup
 
 from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
 from tasks.training.batches import Encoded, Examples, unlabelled
 from tasks.training.predict import logits
-from tasks.training.schedules import linear
 from tasks.training.teacher import CachedTeacher
 from tests import tiny
 
@@ -59,19 +57,6 @@ def test_an_epoch_has_every_example_once_in_like_lengths() -> None:
     )
     padded = sum(int(encoded.lengths[b].max()) * len(b) for b in batches)
     assert padded < 1.15 * encoded.lengths.sum()
-
-
-@pytest.mark.parametrize(("total", "warmup"), [(100, 0.1), (7, 0.5), (10, 0.0), (1, 0.1)])
-def test_the_schedule_is_the_usual_one_without_its_step_of_rate_zero(
-    total: int, warmup: float
-) -> None:
-    rising = max(1, round(total * warmup))
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    usual = get_linear_schedule_with_warmup(optimizer, rising, total).lr_lambdas[0]
-    factor = linear(total, warmup)
-    steps = range(total)
-    expected = [usual(s + 1) if s < rising < total else usual(s) for s in steps if total > 1]
-    assert [factor(s) for s in steps] == pytest.approx(expected or [1.0])
 
 
 Teach = Callable[[str, float], CachedTeacher]

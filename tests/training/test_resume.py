@@ -5,7 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,11 @@ def _prune(model: torch.nn.Module, step: int, total: int) -> None:
     model.get_parameter(name).data[step % 8] = 0
 
 
+def _shrink(model: torch.nn.Module, rates: Mapping[str, float]) -> None:
+    name = "bert.encoder.layer.1.output.dense.weight"
+    model.get_parameter(name).data.mul_(1 - rates[name])
+
+
 Run = Callable[..., tuple[str, Any]]
 
 
@@ -129,7 +134,11 @@ def run(tmp_path: Path) -> Run:
         ({"accumulation": 3, "batch_size": 4}, {}),
         ({"precision": "bf16"}, {}),
         ({"freeze_embeddings": True}, {}),
+        ({"schedule": "cosine", "layer_decay": 0.8}, {}),
+        ({"schedule": "plateau", "evaluations_per_epoch": 4, "warmup": 0}, {}),
+        ({"gradient_checkpointing": True}, {}),
         ({}, {"keep": "last", "after_step": _prune}),
+        ({}, {"keep": "last", "after_update": _shrink}),
     ],
 )
 def test_every_kind_of_training_is_gone_on_from(
@@ -158,6 +167,8 @@ def test_a_finished_training_is_not_done_again(run: Run) -> None:
     ("settings", "others"),
     [
         ({"learning_rate": 2e-2}, {}),
+        ({"schedule": "cosine"}, {}),
+        ({"layer_decay": 0.9}, {}),
         ({}, {"seed": 6}),
         ({}, {"weights": 1}),
         ({}, {"keep": "last"}),
