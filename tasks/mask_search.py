@@ -18,6 +18,8 @@ from itertools import accumulate
 import numpy as np
 import torch
 
+from tasks.model_parts import Layer
+
 _REAL = 1e-9
 """A share of a sum below which a difference is rounding."""
 
@@ -70,6 +72,14 @@ class Kept:
         return sum(heads.of(len(k)) for k in self.heads) + sum(
             neurons.of(len(k)) for k in self.neurons
         )
+
+    def cut(self, parts: Sequence[Layer]) -> None:
+        """Remove all heads and neurons of the layers but these, in place."""
+        for part, heads, neurons in zip(parts, self.heads, self.neurons, strict=True):
+            if len(heads) < part.num_heads:
+                part.keep_heads(heads)
+            if len(neurons) < part.num_neurons:
+                part.keep_neurons(neurons)
 
 
 @dataclass(frozen=True)

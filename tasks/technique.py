@@ -31,7 +31,7 @@ from tasks.suggest import nearest
 from tasks.training.batches import Examples
 from tasks.training.progress import Progress
 
-FAMILIES = ("pruning", "quantization", "distillation", "structure")
+FAMILIES = ("pruning", "quantization", "distillation", "structure", "joint")
 
 
 class Teacher(Protocol):

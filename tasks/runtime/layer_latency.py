@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from tasks import model_parts
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, ExportPlan
 from tasks.runtime.export import export
 from tasks.runtime.session import Session
 from tasks.stream import stream
@@ -26,8 +26,8 @@ from tasks.training.progress import Progress
 
 _LAYERS = 3
 """Of the probes: enough for the layers to outweigh the rest."""
-_POINTS = 4
-"""Widths of each kind that are measured."""
+_SHARES = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
+"""Of the whole width of each kind, what is measured: closer where a layer is mostly overhead."""
 _ROUNDS = 40
 _WARMUP = 5
 _WORDS = [f"w{number}" for number in range(60)]
@@ -45,8 +45,16 @@ class LayerLatency:
     """Number of neurons → with these and all heads."""
 
 
-def measure(bundle: Bundle, length: int, threads: int, progress: Progress) -> LayerLatency:
+def measure(
+    bundle: Bundle,
+    length: int,
+    threads: int,
+    progress: Progress,
+    plan: ExportPlan = ExportPlan(),  # noqa: B008 - frozen
+) -> LayerLatency:
     """Time one layer of the model in ONNX Runtime, at batch 1 and `length` tokens.
+
+    `plan` is what the layers are exported with: nothing, or a quantization that needs no data.
 
     Raises ExportError where this architecture cannot be exported, TechniqueError where its parts
     are unknown.
@@ -63,7 +71,7 @@ def measure(bundle: Bundle, length: int, threads: int, progress: Progress) -> La
         with tempfile.TemporaryDirectory() as folder:
             for shape in sorted(shapes):
                 path = Path(folder) / "-".join(map(str, shape))
-                export(_probe(bundle, length, *shape), path)
+                export(replace(_probe(bundle, length, *shape), export=plan), path)
                 sessions[shape] = Session(path, threads)
                 progress.advance(1)
             return table(_times(sessions, length), most)
@@ -72,8 +80,8 @@ def measure(bundle: Bundle, length: int, threads: int, progress: Progress) -> La
 
 
 def widths(most: int) -> list[int]:
-    """Return a few ascending numbers of parts, evenly spread, `most` the last."""
-    return sorted({max(1, round(most * (i + 1) / _POINTS)) for i in range(_POINTS)})
+    """Return a few ascending numbers of parts, `most` the last."""
+    return sorted({max(1, round(most * share)) for share in _SHARES})
 
 
 def table(times: Mapping[tuple[int, int, int], float], most: tuple[int, int]) -> LayerLatency:

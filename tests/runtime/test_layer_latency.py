@@ -21,15 +21,15 @@ def test_a_table_leaves_out_what_is_no_layer():
 
 
 def test_widths_are_spread_up_to_the_most():
-    assert layer_latency.widths(12) == [3, 6, 9, 12]
-    assert layer_latency.widths(1536) == [384, 768, 1152, 1536]
+    assert layer_latency.widths(12) == [1, 2, 4, 8, 12]
+    assert layer_latency.widths(1536) == [128, 256, 512, 1024, 1536]
     assert layer_latency.widths(2) == [1, 2]
     assert layer_latency.widths(1) == [1]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_a_layer_is_measured_in_the_served_runtime(kind, monkeypatch):
-    monkeypatch.setattr(layer_latency, "_POINTS", 2)
+    monkeypatch.setattr(layer_latency, "_SHARES", (0.5, 1.0))
     monkeypatch.setattr(layer_latency, "_ROUNDS", 3)
     bundle = tiny.tiny(kind)
     stream(bundle.model).keep(range(13))

@@ -74,10 +74,8 @@ CONTRACT = Contract(
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "distilbert", "roberta", "electra"])
 def test_without_mending_the_cut_model_is_the_masked_one(kind, tmp_path, monkeypatch):
     chosen: list[Kept] = []
-    real = one_shot.cut
-    monkeypatch.setattr(
-        one_shot, "cut", lambda parts, kept: chosen.append(kept) or real(parts, kept)
-    )
+    real = Kept.cut
+    monkeypatch.setattr(Kept, "cut", lambda kept, parts: chosen.append(kept) or real(kept, parts))
     bundle = tiny.tiny(kind)
     config = one_shot.Config(keep=0.5, multiple=2, refit="none")
     after = one_shot.apply(bundle, config, tiny.context(tmp_path))
@@ -141,7 +139,7 @@ def test_pruned_zeros_stay_zero(tmp_path):
 def test_a_measured_budget_is_kept_to_and_measured_once(tmp_path, monkeypatch):
     calls = []
 
-    def measure(bundle, length, threads, progress):
+    def measure(bundle, length, threads, progress, plan):
         calls.append(length)
         # two heads and 8 neurons are free; a further head costs 0.2, eight further neurons 0.1
         return LayerLatency(

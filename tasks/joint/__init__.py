@@ -1,0 +1,1 @@
+"""Techniques that press in several ways at once, in one training."""
