@@ -30,6 +30,7 @@ from tasks.errors import StoreError
 
 _FORMAT = 1
 _WEIGHTS = "model.safetensors"
+_SCALES = "scales.safetensors"
 _FACTS = "bundle.json"
 _WIDTHS = (
     "num_attention_heads", "attention_head_size", "all_head_size",  # BERT, RoBERTa, ELECTRA, MPNet
@@ -68,6 +69,9 @@ class Bundle:
     export: ExportPlan = field(default_factory=ExportPlan)
     sparse: tuple[str, ...] = ()
     """Parameters whose zeros are pruned weights: later training keeps them at zero."""
+    scales: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Linear layer → the steps that its weights were trained to be rounded by, float32 (outputs,)
+    or (); for the export plan."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Technique → what it has to tell of how it went; kept by the techniques after it."""
 
@@ -139,12 +143,15 @@ def save(bundle: Bundle, folder: Path) -> None:
     bundle.model.config.save_pretrained(folder)
     bundle.tokenizer.save_pretrained(folder)
     safetensors.torch.save_model(bundle.model, str(folder / _WEIGHTS))
+    if bundle.scales:
+        safetensors.torch.save_file(dict(bundle.scales), folder / _SCALES)
     facts = {
         "format": _FORMAT,
         "labels": list(bundle.labels),
         "max_length": bundle.max_length,
         "export": [[name, settings] for name, settings in bundle.export.steps],
         "sparse": list(bundle.sparse),
+        "scales": bool(bundle.scales),
         "notes": dict(bundle.notes),
         "shapes": _shapes(bundle.model),
         "replaced": replacements.found(bundle.model),
@@ -167,6 +174,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         model = AutoModelForSequenceClassification.from_config(config)
         _restore(model, facts)
         safetensors.torch.load_model(model, folder / _WEIGHTS, strict=True)
+        scales = safetensors.torch.load_file(folder / _SCALES) if facts.get("scales") else {}
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -178,5 +186,6 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         max_length=facts["max_length"],
         export=ExportPlan(tuple((name, settings) for name, settings in facts["export"])),
         sparse=tuple(facts["sparse"]),
+        scales=scales,
         notes=facts.get("notes", {}),
     )

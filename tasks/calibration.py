@@ -8,13 +8,14 @@ that is given rounded ones answers in PyTorch as it will in int8.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from tasks.affine import Grid, from_range, grid
-from tasks.bundle import Bundle
+from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
 from tasks.model_parts import is_linear
 from tasks.observers import Observer
@@ -26,6 +27,32 @@ ACTIVATIONS = grid("uint8", symmetric=False)
 """The integers of activations: unsigned, which runtimes multiply fastest by signed weights."""
 Ranges = Mapping[str, tuple[float, float]]
 """Linear layer → least and greatest value of its input."""
+
+
+STATIC = "quantize_static"
+"""The step of an export plan that quantizes weights and activations by calibrated ranges."""
+
+
+def static_step(
+    plan: ExportPlan,
+    ranges: Ranges,
+    *,
+    per_channel: bool,
+    reduce_range: bool,
+    embeddings: bool,
+    sensitivity: Mapping[str, float] = MappingProxyType({}),
+    fallback: Sequence[str] = (),
+) -> ExportPlan:
+    """Return the plan with the model in int8, but for the modules named in `fallback`."""
+    return plan.then(
+        STATIC,
+        ranges={name: list(limits) for name, limits in ranges.items()},
+        sensitivity=dict(sensitivity),
+        fallback=list(fallback),
+        embeddings=embeddings,
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+    )
 
 
 @dataclass(frozen=True)

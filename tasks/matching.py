@@ -13,7 +13,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tasks import model_parts
+from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
+from tasks.training.batches import Encoded, Examples, unlabelled
+
+_COMPARED = 64
+"""Training texts on which two tokenizers are compared."""
 
 
 @dataclass(frozen=True)
@@ -202,3 +207,34 @@ def spread(num_student: int, num_teacher: int) -> tuple[tuple[int, int], ...]:
 def relation_heads(widths: Sequence[int], most: int) -> int:
     """Return the largest number of heads up to `most` that divides all `widths`."""
     return max(n for n in range(1, most + 1) if all(width % n == 0 for width in widths))
+
+
+def check_tokens(taught: Bundle, teacher: Bundle, name: str, examples: Examples) -> None:
+    """Raise TechniqueError unless the teacher can read the student's tokens as its own."""
+    sample = list(examples.texts[:_COMPARED])
+    ours, theirs = (
+        Encoded(unlabelled(sample), b.tokenizer, taught.max_length).ids for b in (taught, teacher)
+    )
+    if ours != theirs or taught.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise TechniqueError(
+            f"teacher `{name}` has another tokenizer than the student, and hidden states are "
+            "matched token by token: name a teacher of the same base model, or learn its answers "
+            "alone with `distillation.logits`"
+        )
+    if teacher.max_length < taught.max_length:
+        raise TechniqueError(
+            f"teacher `{name}` reads {teacher.max_length} tokens of a text, the student "
+            f"{taught.max_length}: name a teacher that reads as many"
+        )
+
+
+def check_widths(taught: Bundle, teacher: Bundle, name: str) -> None:
+    """Raise TechniqueError unless hidden states of both can be compared as they are."""
+    mine, master = (
+        model_parts.num_inputs(attentions(b.model)[0].projections[0]) for b in (taught, teacher)
+    )
+    if mine != master:
+        raise TechniqueError(
+            f"hidden states are {mine} wide, those of teacher `{name}` {master}: set `hidden: 0`, "
+            "or let `distillation.hidden_states` project them"
+        )

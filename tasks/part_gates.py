@@ -94,7 +94,7 @@ class PartGates(nn.Module):
         gate = self.get_buffer(name).expand(len(values), -1)
         if module.training and torch.is_grad_enabled():
             gate = gate.clone().requires_grad_(True)
-            gate.register_hook(partial(self._learn, name))
+            gate.register_hook(partial(self._learn, name))  # type: ignore[no-untyped-call]
         wide = gate if size == 1 else gate.repeat_interleave(size, dim=1)
         return (values * wide[:, None, :].to(values.dtype), *inputs[1:])
 

@@ -35,8 +35,10 @@ class Retraining(Frozen):
 
 def prepare(
     labels: tuple[str, ...], config: Retraining, context: Context
-) -> Callable[[Bundle], FitResult]:
+) -> Callable[..., FitResult]:
     """Return a function that trains a bundle in place; called beforehand, it refuses beforehand.
+
+    Further arguments of that function go to `fit`.
 
     Raises TechniqueError where the teacher knows other labels than `labels`.
     """
@@ -48,7 +50,7 @@ def prepare(
         )
         more = {"loss": SoftAndHardLoss(config.temperature, config.alpha)}
 
-    def train(bundle: Bundle) -> FitResult:
+    def train(bundle: Bundle, **others: Any) -> FitResult:
         return fit(
             bundle,
             examples,
@@ -59,6 +61,7 @@ def prepare(
             scratch=context.scratch,
             progress=context.progress,
             **more,
+            **others,
         )
 
     return train

@@ -40,15 +40,13 @@ from tasks.matching import Watch
 from tasks.students import StudentConfig, student
 from tasks.teaching import MovingLoss, SoftConfig, lesson, teacher_of, texts, together
 from tasks.technique import Context
-from tasks.training.batches import Batch, Encoded, Examples, unlabelled
+from tasks.training.batches import Batch, Examples
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tasks.training.seeding import seed_everything
 
 EFFECT = "answers"
 _PROJECTIONS = "distillation_projections"
-_COMPARED = 64
-"""Training texts on which two tokenizers are compared."""
 _Index = Annotated[int, Field(ge=0)]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -116,7 +114,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     teacher_of(context, config.teacher, bundle.labels)
     taught = student(bundle, config.student, context, config.teacher)
     teacher = context.teachers[config.teacher].load()
-    check_tokens(taught, teacher, config.teacher, context.train)
+    matching.check_tokens(taught, teacher, config.teacher, context.train)
     loss = Matching(config, taught, teacher, context.device)
     examples, training = _texts(bundle, config, context)
     seed_everything(context.seed)
@@ -149,25 +147,6 @@ def _texts(bundle: Bundle, config: Config, context: Context) -> tuple[Examples, 
         )
     kinds, training = texts(context, config.training, transfer=config.transfer)
     return together(kinds), training
-
-
-def check_tokens(taught: Bundle, teacher: Bundle, name: str, examples: Examples) -> None:
-    """Raise TechniqueError unless the teacher can read the student's tokens as its own."""
-    sample = list(examples.texts[:_COMPARED])
-    ours, theirs = (
-        Encoded(unlabelled(sample), b.tokenizer, taught.max_length).ids for b in (taught, teacher)
-    )
-    if ours != theirs or taught.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise TechniqueError(
-            f"teacher `{name}` has another tokenizer than the student, and hidden states are "
-            "matched token by token: name a teacher of the same base model, or learn its answers "
-            "alone with `distillation.logits`"
-        )
-    if teacher.max_length < taught.max_length:
-        raise TechniqueError(
-            f"teacher `{name}` reads {teacher.max_length} tokens of a text, the student "
-            f"{taught.max_length}: name a teacher that reads as many"
-        )
 
 
 def pairs(config: Config, num_student: int, num_teacher: int) -> Pairs:

@@ -25,7 +25,7 @@ from torch import nn
 
 from tasks.affine import grid
 from tasks.bundle import Bundle
-from tasks.calibration import ACTIVATIONS, Calibration, Simulation, calibrate
+from tasks.calibration import ACTIVATIONS, Calibration, Simulation, calibrate, static_step
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.observers import Method, observer
@@ -36,7 +36,6 @@ from tasks.training.losses import measured
 from tasks.training.predict import encoded_logits
 
 LAST = True
-STEP = "quantize_static"
 NOTE = "quantization.static"
 _BATCH = 32
 Units = Mapping[str, tuple[str, ...]]
@@ -98,14 +97,14 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     pressed.model.to("cpu")
     layers = ", ".join(fallback) or "none"
     pressed.notes = {**bundle.notes, NOTE: f"layers that stay in float for accuracy: {layers}"}
-    pressed.export = bundle.export.then(
-        STEP,
-        ranges={name: list(limits) for name, limits in seen.ranges.items()},
-        sensitivity=costs,
-        fallback=fallback,
-        embeddings=config.embeddings,
+    pressed.export = static_step(
+        bundle.export,
+        seen.ranges,
         per_channel=config.per_channel,
         reduce_range=config.reduce_range,
+        embeddings=config.embeddings,
+        sensitivity=costs,
+        fallback=fallback,
     )
     return pressed
 

@@ -191,7 +191,7 @@ def _apply_plan(bundle: Bundle, model: Any, source: Path, target: Path) -> onnx.
         if name == quantizing.DYNAMIC:
             quantizing.quantize_dynamic(target, num_products=calls.total(), **settings)
         elif name == quantizing.STATIC:
-            quantizing.quantize_static(target, model, calls=calls, **settings)
+            quantizing.quantize_static(target, model, calls=calls, scales=bundle.scales, **settings)
         elif name == quantizing.WEIGHTS:
             quantizing.quantize_weights(target, model, calls=calls, **settings)
             _compare(bundle, model, target)  # the weights were rounded before: nothing may change

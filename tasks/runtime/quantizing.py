@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+import torch
 
 from tasks.affine import Kind, grid
 from tasks.errors import ExportError
@@ -80,6 +81,7 @@ def quantize_static(
     module: Any,
     *,
     calls: Mapping[str, int],
+    scales: Mapping[str, torch.Tensor],
     ranges: Mapping[str, Any],
     sensitivity: Mapping[str, float],
     fallback: Collection[str],
@@ -90,14 +92,15 @@ def quantize_static(
     """Quantize weights and activations of the model at `path` in place, by calibrated ranges.
 
     `module` is the model that was traced, `calls` says how often it used each of its linear
-    layers. Modules named in `fallback` stay in float; why, `sensitivity` tells who reads the plan.
+    layers. Weights are rounded by the steps in `scales`; where it has none, by their own range.
+    Modules named in `fallback` stay in float; why, `sensitivity` tells who reads the plan.
     Raises ExportError where one that is not named stays so, in the graph or in what the runtime
     makes of it.
     """
     del sensitivity
     model = onnx.load(str(path))
     weights = grid("int8", symmetric=True, reduce_range=reduce_range)
-    rewriter = Rewriter(model, module, weights, per_channel=per_channel)
+    rewriter = Rewriter(model, module, weights, per_channel=per_channel, scales=scales)
     chosen = _chosen(rewriter, fallback, embeddings=embeddings)
     _require_sites(rewriter, chosen, calls)
     limits: Ranges = {name: (lower, upper) for name, (lower, upper) in ranges.items()}

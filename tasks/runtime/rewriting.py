@@ -16,10 +16,12 @@ What ONNX Runtime computes fast was tried on a MiniLM-L6 shape (AVX-512 with VNN
 """
 
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from tasks.affine import Grid, from_range, grid
@@ -36,13 +38,18 @@ class Rewriter:
     """Replaces the nodes of a graph that use weights, one site at a time."""
 
     def __init__(
-        self, model: onnx.ModelProto, module: Any, weights: Grid, *, per_channel: bool
+        self,
+        model: onnx.ModelProto,
+        module: Any,
+        weights: Grid,
+        *,
+        per_channel: bool,
+        scales: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.graph = model.graph
         self.matrices = sites.matrices(module)
         self.sites = sites.find(self.graph, self.matrices)
-        self.weights = weights
-        self.per_channel = per_channel
+        self.maps = sites.maps(self.matrices, weights, scales, per_channel=per_channel)
         self.constants: dict[str, np.ndarray] = {}
         self.made: set[str] = set()
         """Names of values that a node has been written for."""
@@ -98,7 +105,7 @@ class Rewriter:
 
         A matrix that several nodes share is stored once.
         """
-        found = sites.integers(site, self.matrices, self.weights, per_channel=self.per_channel)
+        found = sites.integers(site, self.matrices, self.maps)
         parts = {"": found.values, "_scale": found.scale, "_zero_point": found.zero_point}
         names = [self._constant(f"{site.weight}_int8{k}", v) for k, v in parts.items()]
         return names, found.axis

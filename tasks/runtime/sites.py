@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from tasks import affine, model_parts
-from tasks.affine import Grid
+from tasks.affine import Affine, Grid
 from tasks.errors import ExportError
 
 PRODUCTS = ("MatMul", "Gemm", "Attention")
@@ -100,11 +100,28 @@ def find(graph: onnx.GraphProto, weights: Mapping[str, torch.Tensor]) -> list[Si
     return sorted(sites, key=lambda site: order[site.node.output[0]])
 
 
-def integers(
-    site: Site, weights: Mapping[str, torch.Tensor], grid: Grid, *, per_channel: bool
-) -> Integers:
-    """Return the weights of a site on the grid, each module's by its own scales."""
-    maps = [affine.of(weights[n], grid, 1 if per_channel else None) for n in site.modules]
+def maps(
+    weights: Mapping[str, torch.Tensor],
+    grid: Grid,
+    scales: Mapping[str, torch.Tensor],
+    *,
+    per_channel: bool,
+) -> dict[str, Affine]:
+    """Return the map of each module's weights: of its `scales`, or else of its own range."""
+    found = {}
+    for name, matrix in weights.items():
+        if name in scales:
+            middle = torch.full_like(scales[name], (grid.low + grid.high) // 2, dtype=torch.int32)
+            axis = 1 if scales[name].dim() else None
+            found[name] = Affine(scales[name], middle, grid, axis)
+        else:
+            found[name] = affine.of(matrix, grid, 1 if per_channel else None)
+    return found
+
+
+def integers(site: Site, weights: Mapping[str, torch.Tensor], by: Mapping[str, Affine]) -> Integers:
+    """Return the weights of a site as integers, each module's by its own map."""
+    maps = [by[name] for name in site.modules]
     values = torch.cat(
         [m.quantize(weights[n]) for m, n in zip(maps, site.modules, strict=True)], 1
     ).numpy()
