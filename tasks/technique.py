@@ -5,7 +5,7 @@ returns a new bundle and leaves the one given unchanged. The module also says by
 proven in the model that is served: `EFFECT`, one of `parameters` (fewer), `grown` (more of them),
 `zeros` (more), `quantized` (operators in int8), `packed` (matrices stored in few bits),
 `activation` (no GELU is left), `length` (shorter texts), `answers` (trained: no mark but its
-answers). It may define
+answers); or several of them, or a function of its settings that returns one. It may define
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
   or a function of its settings that tells whether it does,
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -94,6 +94,15 @@ def config_class(name: str) -> type[Frozen]:
     """Return the settings class of the technique `name`."""
     config: type[Frozen] = load(name).Config
     return config
+
+
+def effects(name: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return by what the technique `name` with these settings is proven."""
+    module = load(name)
+    declared = module.EFFECT
+    if callable(declared):
+        declared = declared(module.Config.model_validate(settings))
+    return (declared,) if isinstance(declared, str) else tuple(declared)
 
 
 def reads_data(module: ModuleType, config: Frozen) -> bool:

@@ -329,7 +329,10 @@ def _proof(night: Night, exports: Mapping[str, Export], key: str) -> proof.Proof
     if key not in night.plan.nodes:
         return proof.Proof(True, "proven on the night that registered it")
     chain = night.plan.chain(key)
-    effects = {node.technique: technique.load(node.technique).EFFECT for node in chain[1:]}
+    effects: dict[str, tuple[str, ...]] = {}
+    for node in chain[1:]:
+        found = technique.effects(node.technique, node.settings)
+        effects[node.technique] = (*effects.get(node.technique, ()), *found)
     sizes: dict[str, list[float]] = {}
     for before, after in pairwise(chain):
         old, new = (store.manifest(night.workspace, node.key) for node in (before, after))
@@ -337,8 +340,8 @@ def _proof(night: Night, exports: Mapping[str, Export], key: str) -> proof.Proof
         assert new is not None
         share = new.num_parameters / old.num_parameters
         sizes.setdefault(after.technique, []).append(share)
-    found = [_substance(night.workspace, exports[k]) for k in (night.plan.baseline, key)]
-    return proof.prove(found[0], found[1], effects, sizes)
+    base, variant = (_substance(night.workspace, exports[k]) for k in (night.plan.baseline, key))
+    return proof.prove(base, variant, effects, sizes)
 
 
 def _substance(workspace: Workspace, export: Export) -> proof.Substance:

@@ -61,10 +61,10 @@ def substance(
 def prove(
     baseline: Substance,
     variant: Substance,
-    effects: Mapping[str, str],
+    effects: Mapping[str, Sequence[str]],
     sizes: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Proof:
-    """Say what a recipe changed, given technique → effect that it is known by.
+    """Say what a recipe changed, given technique → effects that it is known by.
 
     Every effect among them must show between baseline and variant, or nothing is proven. `sizes`
     tells of each technique's own steps how many parameters there were after, over those before: a
@@ -96,8 +96,8 @@ def prove(
             return all(size > 1 for size in own), changed
         return marks[effect]
 
-    shown = {name: mark(name, effect) for name, effect in effects.items()}
-    silent = [name for name, (seen, _) in shown.items() if not seen]
+    shown = [(name, *mark(name, effect)) for name, found in effects.items() for effect in found]
+    silent = list(dict.fromkeys(name for name, seen, _ in shown if not seen))
     if silent:
         return Proof(False, f"{', '.join(silent)} changed nothing in the model that is served")
-    return Proof(True, ", ".join(dict.fromkeys(text for _, text in shown.values())))
+    return Proof(True, ", ".join(dict.fromkeys(text for _, _, text in shown)))

@@ -55,7 +55,7 @@ from tasks.training.loop import fit
 from tasks.training.record import FitResult
 
 LAST = True
-EFFECT = "parameters"
+EFFECT = ("parameters", "quantized")
 NOTE = "joint.compression"
 _MEASURED = 512
 """Training texts that the length of a text is taken from."""

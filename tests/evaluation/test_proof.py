@@ -32,17 +32,17 @@ def test_each_effect_is_proven_by_its_own_mark() -> None:
     packed = Substance(1000, 10, 1000, 0, num_packed=12)
     own = {"parameters": fewer, "zeros": sparse, "quantized": integer, "packed": packed}
     for effect, variant in own.items():
-        assert prove(BASE, variant, {"family.step": effect}).changed
+        assert prove(BASE, variant, {"family.step": (effect,)}).changed
         for other in own.values():
             if other is not variant:
-                proof = prove(BASE, other, {"family.step": effect})
+                proof = prove(BASE, other, {"family.step": (effect,)})
                 assert not proof.changed
                 assert "family.step changed nothing" in proof.message
 
 
 def test_a_chain_is_proven_when_every_effect_of_it_is() -> None:
     variant = Substance(700, 350, 700, 20)
-    effects = {"structure.layer_drop": "parameters", "quantization.dynamic": "quantized"}
+    effects = {"structure.layer_drop": ("parameters",), "quantization.dynamic": ("quantized",)}
     proof = prove(BASE, variant, effects)
     assert proof.changed
     assert "30% fewer parameters" in proof.message
@@ -53,7 +53,7 @@ def test_a_chain_is_proven_when_every_effect_of_it_is() -> None:
 
 
 def test_steps_of_one_effect_are_proven_together() -> None:
-    effects = {"structure.layer_drop": "parameters", "pruning.structured": "parameters"}
+    effects = {"structure.layer_drop": ("parameters",), "pruning.structured": ("parameters",)}
     assert prove(BASE, Substance(700, 7, 2800, 0), effects).message == "30% fewer parameters"
     silent = prove(BASE, BASE, effects)
     assert silent.message.startswith("structure.layer_drop, pruning.structured changed nothing")
@@ -61,26 +61,26 @@ def test_steps_of_one_effect_are_proven_together() -> None:
 
 def test_packed_weights_are_said_to_bring_size_and_no_speed() -> None:
     variant = Substance(1000, 10, 1000, 0, num_packed=12)
-    proof = prove(BASE, variant, {"quantization.affine": "packed"})
+    proof = prove(BASE, variant, {"quantization.affine": ("packed",)})
     assert "12 matrices stored in few bits (smaller, hardly faster)" in proof.message
 
 
 def test_zeros_are_said_to_bring_no_speed() -> None:
-    proof = prove(BASE, Substance(1000, 500, 4000, 0), {"pruning.magnitude": "zeros"})
+    proof = prove(BASE, Substance(1000, 500, 4000, 0), {"pruning.magnitude": ("zeros",)})
     assert "50% zeros (which speed nothing up in this runtime)" in proof.message
 
 
 def test_what_grew_or_shrank_is_told_step_by_step() -> None:
-    effects = {"structure.layer_drop": "parameters", "structure.grow": "grown"}
+    effects = {"structure.layer_drop": ("parameters",), "structure.grow": ("grown",)}
     sizes = {"structure.layer_drop": [0.5], "structure.grow": [1.6]}
     assert prove(BASE, replace(BASE, num_parameters=800), effects, sizes).changed
     assert not prove(BASE, replace(BASE, num_parameters=800), effects).changed
     twice = {"structure.layer_drop": [0.5, 1.0], "structure.grow": [1.6]}
     silent = prove(BASE, replace(BASE, num_parameters=800), effects, twice)
     assert silent.message.startswith("structure.layer_drop changed nothing")
-    alone = prove(BASE, replace(BASE, num_parameters=1200), {"structure.grow": "grown"})
+    alone = prove(BASE, replace(BASE, num_parameters=1200), {"structure.grow": ("grown",)})
     assert alone.message == "20% more parameters"
-    assert not prove(BASE, BASE, {"structure.grow": "grown"}).changed
+    assert not prove(BASE, BASE, {"structure.grow": ("grown",)}).changed
 
 
 def test_activation_and_length_are_proven_by_what_is_served() -> None:
@@ -89,7 +89,15 @@ def test_activation_and_length_are_proven_by_what_is_served() -> None:
         ("activation", replace(base, num_gelus=0), replace(base, num_gelus=1)),
         ("length", replace(base, max_length=64), base),
     ):
-        assert prove(base, good, {"structure.step": effect}).changed
-        assert not prove(base, bad, {"structure.step": effect}).changed
+        assert prove(base, good, {"structure.step": (effect,)}).changed
+        assert not prove(base, bad, {"structure.step": (effect,)}).changed
     counted = substance(tiny.tiny_bert().model, 100, 0, {"BiasGelu": 3, "Gelu": 1, "Tanh": 1}, 16)
     assert (counted.num_gelus, counted.max_length) == (4, 16)
+
+
+def test_a_technique_of_several_effects_must_show_them_all() -> None:
+    effects = {"joint.compression": ("parameters", "quantized")}
+    both = prove(BASE, Substance(500, 5, 1000, 20), effects)
+    assert (both.changed, both.message) == (True, "50% fewer parameters, 20 operators in int8")
+    for half in (Substance(1000, 10, 1000, 20), Substance(500, 5, 1000, 0)):
+        assert prove(BASE, half, effects).message.startswith("joint.compression changed nothing")
