@@ -6,6 +6,7 @@ model's `config` keeps the widths that it was built with, and `tasks.bundle` rec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -92,6 +93,19 @@ class Layer:
     def num_neurons(self) -> int:
         """Width of the feed-forward network."""
         return num_inputs(self.ffn_output)
+
+    def head_weights(self) -> list[torch.Tensor]:
+        """Return views (heads, …) of all parameters that `keep_heads` cuts, biases with them."""
+        fused = num_outputs(self.projections[0]) // (self.num_heads * self.head_size)
+        found = [_by_inputs(self.attention_output, self.num_heads)]
+        for projection in self.projections:
+            found += _by_outputs(projection, fused, self.num_heads)
+        return found
+
+    def neuron_weights(self) -> list[torch.Tensor]:
+        """Return views (neurons, …) of all parameters that `keep_neurons` cuts."""
+        outputs = _by_outputs(self.ffn_input, 1, self.num_neurons)
+        return [_by_inputs(self.ffn_output, self.num_neurons), *outputs]
 
     def keep_heads(self, heads: Sequence[int]) -> None:
         """Remove all heads but `heads`, in place; one named again is there again."""
@@ -258,6 +272,31 @@ def renamed(names: Sequence[str], path: str, keep: Sequence[int]) -> tuple[str, 
         if int(old) in place:
             found.append(f"{path}.{place[int(old)]}.{rest}")
     return tuple(found)
+
+
+def _by_outputs(module: nn.Module, fused: int, count: int) -> list[torch.Tensor]:
+    """Return views (count, …) of a linear module's weights and bias by groups of its outputs.
+
+    Of `fused` modules that lie side by side in this one, a group has the outputs of each.
+    """
+    axis = 1 if isinstance(module, Conv1D) else 0
+    found = [_apart(module.weight, axis, fused, count).movedim(axis + 1, 0)]
+    if module.bias is not None:
+        found.append(_apart(module.bias, 0, fused, count).movedim(1, 0))
+    return found
+
+
+def _by_inputs(module: nn.Module, count: int) -> torch.Tensor:
+    """Return a view (count, …) of a linear module's weights by groups of its inputs."""
+    axis = 0 if isinstance(module, Conv1D) else 1
+    return _apart(module.weight, axis, count).movedim(axis, 0)
+
+
+def _apart(parameter: Any, axis: int, *sizes: int) -> torch.Tensor:
+    """Return a view of `parameter` in which `axis` is divided into `sizes` and the rest."""
+    shape = parameter.shape
+    view: torch.Tensor = parameter.detach().view(*shape[:axis], *sizes, -1, *shape[axis + 1 :])
+    return view
 
 
 def keep_outputs(module: nn.Module, index: torch.Tensor) -> None:
