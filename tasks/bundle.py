@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tasks import lstm, model_parts, replacements
+from tasks import lstm, model_parts, packed, replacements
 from tasks.errors import StoreError
 
 _FORMAT = 1
@@ -81,7 +81,7 @@ class Bundle:
 
     def num_parameters(self) -> int:
         """Return how many parameters the model holds, tied ones counted once."""
-        return sum(p.numel() for p in self.model.parameters())
+        return replacements.num_parameters(self.model)
 
 
 def whole_texts(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
@@ -170,6 +170,7 @@ def load(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         if facts["format"] != _FORMAT:
             raise StoreError(f"{folder} has format {facts['format']}; this version reads {_FORMAT}")
         lstm.register()
+        assert packed.PackedLinear.kind in replacements.KINDS  # it is known once it is imported
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForSequenceClassification.from_config(config)
         _restore(model, facts)

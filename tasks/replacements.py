@@ -11,15 +11,28 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
+KINDS: dict[str, type["Replacement"]] = {}
+"""By their `kind`."""
+
 
 class Replacement(nn.Module):
     """Base of the modules that a bundle can rebuild: `type(m)(**m.arguments())`, then weights."""
 
     kind: ClassVar[str]
 
+    def __init_subclass__(cls) -> None:
+        """Let bundles rebuild modules of a class that has a `kind`."""
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
     def arguments(self) -> dict[str, Any]:
         """Return what the constructor needs, as it is now."""
         return {}
+
+    @property
+    def num_packed(self) -> int:
+        """How many of its weights are no parameters, since they are packed."""
+        return 0
 
 
 class FactorizedEmbedding(Replacement):
@@ -78,11 +91,6 @@ class Quadratic(Replacement):
         return (self.square * x + self.slope) * x + self.offset
 
 
-KINDS: dict[str, type[Replacement]] = {
-    made.kind: made for made in (FactorizedEmbedding, Relu, Quadratic)
-}
-
-
 ACT2FN[Quadratic.kind] = Quadratic  # so that a configuration can name it as its activation
 
 
@@ -93,6 +101,12 @@ def found(model: nn.Module) -> list[tuple[str, str, dict[str, Any]]]:
         for path, module in model.named_modules()
         if isinstance(module, Replacement)
     ]
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return how many parameters a model has, tied ones counted once and packed ones too."""
+    packed = sum(m.num_packed for m in model.modules() if isinstance(m, Replacement))
+    return packed + sum(p.numel() for p in model.parameters())
 
 
 def put(model: nn.Module, path: str, part: nn.Module | nn.Parameter) -> None:

@@ -6,6 +6,8 @@ from types import MappingProxyType
 
 from torch import nn
 
+from tasks import replacements
+
 _GELUS = ("BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu")
 """Operators that compute GELU, or, where it was not fused, the one that nothing else needs."""
 
@@ -48,7 +50,7 @@ def substance(
     """Count what `model` holds; sizes, operators and matrices are those of its export."""
     parameters = list(model.parameters())
     return Substance(
-        num_parameters=sum(p.numel() for p in parameters),
+        num_parameters=replacements.num_parameters(model),
         num_zeros=sum(int((p == 0).sum()) for p in parameters),
         size_bytes=size_bytes,
         num_quantized=num_quantized,

@@ -22,7 +22,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from tasks import files, model_parts
+from tasks import files, model_parts, packed
 from tasks.bundle import Bundle, whole_texts
 from tasks.errors import ExportError
 from tasks.runtime import fusion, quantizing
@@ -88,7 +88,7 @@ def export(bundle: Bundle, folder: Path) -> ExportFacts:
         operators=dict(sorted(_operators(finished).items())),
         fused=fused,
         quantized=quantizing.count(_operators(running)),
-        packed=quantizing.packed(finished),
+        packed=quantizing.num_packed(finished),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir()),
         sha256=files.combined(files.content(folder)),
         seconds=time.monotonic() - begin,
@@ -114,6 +114,7 @@ class _Served(nn.Module):
 def _traced(bundle: Bundle, path: Path) -> Any:
     """Write the model as plain ONNX; return the copy that was traced."""
     model = bundle.copy().model.float().cpu().eval()
+    packed.unpacked(model)
     model.set_attn_implementation("eager")
     model.config.use_cache = False
     ids, mask = _probe(bundle)
@@ -195,6 +196,9 @@ def _apply_plan(bundle: Bundle, model: Any, source: Path, target: Path) -> onnx.
         elif name == quantizing.WEIGHTS:
             quantizing.quantize_weights(target, model, calls=calls, **settings)
             _compare(bundle, model, target)  # the weights were rounded before: nothing may change
+        elif name == quantizing.PACKED:
+            quantizing.store_packed(target, model, packed.found(bundle.model), calls=calls)
+            _compare(bundle, model, target)
         else:
             raise ExportError(f"the exporter knows no step `{name}`")
     return onnx.load(str(target))

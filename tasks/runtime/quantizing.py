@@ -12,6 +12,7 @@ import torch
 
 from tasks.affine import Kind, grid
 from tasks.errors import ExportError
+from tasks.packed import Packed
 from tasks.runtime.fusion import WHOLE, Form, quiet_tools
 from tasks.runtime.rewriting import Ranges, Rewriter
 from tasks.runtime.sites import Site
@@ -19,11 +20,13 @@ from tasks.runtime.sites import Site
 DYNAMIC = "quantize_dynamic"
 STATIC = "quantize_static"
 WEIGHTS = "quantize_weights"
+PACKED = "quantize_packed"
 FORMS = {
     # a table is looked up in integers, which the fused embedding layer does by its own rounding
     STATIC: Form(embedding=False),
     # and a matrix that three projections share would be dequantized for every text
     WEIGHTS: Form(embedding=False, projections=False),
+    PACKED: Form(embedding=False, projections=False),
 }
 """How a graph is fused that a step is applied to, where not whole."""
 _PRODUCTS = {
@@ -135,12 +138,27 @@ def quantize_weights(
     onnx.save(model, str(path))
 
 
+def store_packed(
+    path: Path, module: Any, parts: Mapping[str, Packed], *, calls: Mapping[str, int]
+) -> None:
+    """Store the matrices `parts` of the model at `path` in their few bits, in place.
+
+    Raises ExportError where one of them stayed in float.
+    """
+    model = onnx.load(str(path))
+    rewriter = Rewriter(model, module, grid("int8", symmetric=True), per_channel=True)
+    _require_sites(rewriter, parts.keys(), calls)
+    rewriter.packed(parts)
+    _require_none_left(rewriter, parts.keys() - calls.keys())
+    onnx.save(model, str(path))
+
+
 def count(operators: Mapping[str, int]) -> int:
     """Return how many of the operators compute in int8."""
     return sum(operators.get(name, 0) for name in _INTEGER)
 
 
-def packed(model: onnx.ModelProto) -> int:
+def num_packed(model: onnx.ModelProto) -> int:
     """Return how many matrices the model stores in 8 bits."""
     return sum(t.data_type in _BYTES and len(t.dims) >= 2 for t in model.graph.initializer)
 

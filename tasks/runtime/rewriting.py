@@ -26,8 +26,10 @@ from onnx import helper, numpy_helper
 
 from tasks.affine import Grid, from_range, grid
 from tasks.errors import ExportError
+from tasks.packed import Packed
 from tasks.runtime import sites
 from tasks.runtime.sites import Site
+from tasks.runtime.unpacking import Unpacking
 
 ACTIVATIONS = grid("uint8", symmetric=False)
 Ranges = Mapping[str, tuple[float, float]]
@@ -74,7 +76,34 @@ class Rewriter:
 
         self._replace(chosen, product)
 
-    def _replace(self, chosen: Collection[str], product: Callable[[Site], list[Any]]) -> None:
+    def packed(self, parts: Mapping[str, Packed]) -> None:
+        """Store the matrices of the modules `parts` in their few bits, and unpack them."""
+
+        def stored(site: Site) -> list[Any]:
+            (name,) = site.modules
+            made = Unpacking(f"{name}_{site.node.output[0]}", parts[name])
+            if site.is_product:
+                bias = site.node.input[2] if len(site.node.input) > 2 else ""
+                output = site.node.output[0]
+                product = f"{output}_product" if bias else output
+                made.product(site.node.input[0], product, site.node.name)
+                if bias:
+                    made.nodes.append(helper.make_node("Add", [product, bias], [output]))
+            else:
+                made.look_up(site.node.input[1], site.node.output[0])
+            for key, value in made.constants.items():
+                self._constant(key, value)
+            return made.nodes
+
+        self._replace(parts.keys(), stored, stored)
+
+    def _replace(
+        self,
+        chosen: Collection[str],
+        product: Callable[[Site], list[Any]],
+        table: Callable[[Site], list[Any]] | None = None,
+    ) -> None:
+        table = table or self._table
         found = {s.node.output[0]: s for s in self.sites if set(s.modules) <= set(chosen)}
         nodes = []
         for node in self.graph.node:
@@ -82,7 +111,7 @@ class Rewriter:
             if site is None:
                 nodes.append(node)
             else:
-                nodes += product(site) if site.is_product else self._table(site)
+                nodes += product(site) if site.is_product else table(site)
         del self.graph.node[:]
         self.graph.node.extend(nodes)
         used = {name for node in nodes for name in node.input}
