@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -192,3 +193,11 @@ class Simulation:
             return (found.rounded(inputs[0]).to(inputs[0].dtype), *inputs[1:])
 
         return hook
+
+
+def divergence(expected: np.ndarray, found: np.ndarray) -> float:
+    """Return the mean KL(expected ∥ found) in nats, from logits (texts, labels)."""
+    p, q = (
+        torch.log_softmax(torch.from_numpy(logits).double(), dim=1) for logits in (expected, found)
+    )
+    return float((p.exp() * (p - q)).sum(1).mean())

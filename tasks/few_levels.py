@@ -28,16 +28,13 @@ from pydantic import Field
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tasks import masks, model_parts, replacements, retraining
+from tasks import packing, retraining
 from tasks.bundle import Bundle
-from tasks.errors import TechniqueError
-from tasks.model_parts import is_linear
-from tasks.packed import Packed, PackedEmbedding, PackedLinear
-from tasks.quantizable import matrices, refuse_quantized
+from tasks.packed import Packed
+from tasks.quantizable import refuse_quantized
 from tasks.retraining import Retraining
 from tasks.technique import Context
 
-STEP = "quantize_packed"
 Levels = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Weights (rows, columns) → levels of the same shape, in float, and α (rows,)."""
 _FLAT = 0.7
@@ -81,55 +78,28 @@ def press(
     shared or no linear layer is left to treat, or as training does.
     """
     refuse_quantized(bundle)
-    names = _chosen(bundle, config)
+    names = packing.chosen(bundle, embeddings=config.embeddings, head=config.head)
     train = retraining.prepare(bundle.labels, config, context) if config.train else None
     pressed = bundle.copy()
     if train is not None:
         latent = Latent(pressed.model, names, levels, config)
         with latent.on():
             train(pressed, after_update=latent.clip)
-    for name in names:
-        replacements.put(
-            pressed.model, name, packed(pressed.model.get_submodule(name), levels, bits)
-        )
-    gone = {f"{name}.weight" for name in names}
-    pressed.sparse = tuple(name for name in bundle.sparse if name not in gone)
-    pressed.export = bundle.export.then(STEP)
+    modules = {name: pressed.model.get_submodule(name) for name in names}
+    packing.install(pressed, {n: packed(m, levels, bits) for n, m in modules.items()})
     return pressed
-
-
-def _chosen(bundle: Bundle, config: FewLevelsConfig) -> list[str]:
-    """Return the names of the modules to treat."""
-    matrices(bundle.model)  # refuses recurrent layers and weights that are not finite
-    model_parts.require_untied(bundle.model)
-    wanted = masks.prunable(bundle.model, embeddings=config.embeddings, head=config.head)
-    names = [name.removesuffix(".weight") for name in wanted]
-    if not any(is_linear(bundle.model.get_submodule(name)) for name in names):
-        raise TechniqueError("the model has no linear layers in its body: set `head: true`")
-    return names
 
 
 def packed(module: nn.Module, levels: Levels, bits: int) -> Packed:
     """Return what stands in the place of a linear layer or a table, its weights in few levels."""
-    weight = _rows(module)
+    weight = packing.rows(module)
     found, alpha = levels(weight)
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     # of one bit the codes 0 and 1 lie at −½ and ½; of two bits 0, 1 and 2 at −1, 0 and 1
     codes, offset, step = (found > 0, 0.5, 2 * alpha) if bits == 1 else (found + 1, 1.0, alpha)
-    made: Packed
-    if isinstance(module, nn.Embedding):
-        made = PackedEmbedding(rows, columns, bits, columns, offset)
-    else:
-        bias: Any = module.bias
-        made = PackedLinear(rows, columns, bits, columns, offset, bias=bias is not None)
-        made.bias = bias
+    made = packing.fresh(module, bits, columns, offset)
     made.fill(codes.to(torch.uint8), step[:, None])
     return made
-
-
-def _rows(module: nn.Module) -> torch.Tensor:
-    weight = module.get_parameter("weight").detach()
-    return weight.t() if isinstance(module, Conv1D) else weight
 
 
 class Latent:
@@ -141,7 +111,7 @@ class Latent:
         self.levels, self.config = levels, config
         self.modules = {name: model.get_submodule(name) for name in names}
         self.limits = {
-            name: config.limit * _rows(module).abs().mean(dim=1)
+            name: config.limit * packing.rows(module).abs().mean(dim=1)
             for name, module in self.modules.items()
         }
         self.clip(model, {})  # what lies beyond would have no gradient
@@ -161,7 +131,7 @@ class Latent:
     def clip(self, model: nn.Module, rates: Mapping[str, float]) -> None:
         """Keep the latent weights within their limits, in place."""
         for name, module in self.modules.items():
-            rows = _rows(module)
+            rows = packing.rows(module)
             limit = self._limit(name, rows)
             rows.copy_(torch.maximum(torch.minimum(rows, limit), -limit))
 

@@ -19,13 +19,19 @@ Applies to every model with linear layers; recurrent layers are refused.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import nn
 
 from tasks.affine import grid
 from tasks.bundle import Bundle
-from tasks.calibration import ACTIVATIONS, Calibration, Simulation, calibrate, static_step
+from tasks.calibration import (
+    ACTIVATIONS,
+    Calibration,
+    Simulation,
+    calibrate,
+    divergence,
+    static_step,
+)
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
 from tasks.observers import Method, observer
@@ -142,7 +148,7 @@ class _Search:
         self.context.progress.start("measuring layers", len(self.units))
         try:
             for unit, names in self.units.items():
-                costs[unit] = _divergence(expected, self._logits(encoded, names))
+                costs[unit] = divergence(expected, self._logits(encoded, names))
                 self.context.progress.advance(1)
         finally:
             self.context.progress.stop()
@@ -188,11 +194,3 @@ class _Search:
     def _logits(self, encoded: Encoded, names: Sequence[str]) -> np.ndarray:
         with self.simulation.on(names):
             return encoded_logits(self.bundle.model, encoded, _BATCH)
-
-
-def _divergence(expected: np.ndarray, found: np.ndarray) -> float:
-    """Return the mean KL(expected ∥ found) in nats, from logits (texts, labels)."""
-    p, q = (
-        torch.log_softmax(torch.from_numpy(logits).double(), dim=1) for logits in (expected, found)
-    )
-    return float((p.exp() * (p - q)).sum(1).mean())

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import few_levels
+from tasks import few_levels, packing
 from tasks.few_levels import FewLevelsConfig, Latent, StraightThrough
 from tests import tiny
 
@@ -63,12 +63,12 @@ def test_gradients_pass_where_weights_are_within_their_limit():
 def test_latent_weights_stay_within_their_limits(kind):
     bundle = tiny.tiny(kind)
     names = [n for n, m in bundle.model.named_modules() if n.endswith(("query", "c_attn"))]
-    before = {name: few_levels._rows(bundle.model.get_submodule(name)).clone() for name in names}
+    before = {name: packing.rows(bundle.model.get_submodule(name)).clone() for name in names}
     config = FewLevelsConfig(limit=1.5)
     latent = Latent(bundle.model, names, few_levels.ternary, config)
     for _ in range(2):
         for name in names:
-            rows = few_levels._rows(bundle.model.get_submodule(name))
+            rows = packing.rows(bundle.model.get_submodule(name))
             limit = 1.5 * before[name].abs().mean(dim=1, keepdim=True)
             assert (rows.abs() <= limit).all()
             assert (rows.abs() == limit).any()

@@ -23,7 +23,12 @@ TEXTS = tiny.examples(24, seed=3).texts
 
 
 def body(bundle):
-    return [n for n, m in bundle.model.named_modules() if is_linear(m) and "layer" in n]
+    """The linear layers that lie in a numbered layer."""
+    return [
+        name
+        for name, module in bundle.model.named_modules()
+        if is_linear(module) and any(part.isdigit() for part in name.split("."))
+    ]
 
 
 def _prove(before, after, config):

@@ -31,13 +31,9 @@ def _prove(before, after, config):
     assert settings["fallback"] == []
     assert not same_weights(before, after)
     assert sorted(after.scales) == (sorted(linear(after)) if config.ranges == "learned" else [])
-    for name, steps in after.scales.items():
+    for steps in after.scales.values():
         assert (steps > 0).all()
         assert steps.dim() == (1 if config.per_channel else 0)
-        weight = after.model.get_submodule(name).weight
-        # learned from where it began: the weights' own range
-        highest = 64 if config.reduce_range else 127
-        assert 0.5 < float(steps.max() * highest / weight.abs().max()) < 2
 
 
 CONTRACT = Contract(
