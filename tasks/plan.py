@@ -158,12 +158,14 @@ class _Planner:
             raise SettingsError(f"recipes teach each other in a circle: {circle}")
         self.open.append(name)
         chain, last = [baseline], None
+        left: dict[str, str] = {}
         for index, step in enumerate(self.settings.recipes[name]):
             place = f"recipes.{name}[{index}] {step.technique}"
             module = _located(place, step)
             if last is not None:
                 raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
+            left = _left(place, step, module, config, left)
             teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
             reads_data = technique.reads_data(module, config)
             chain.append(
@@ -225,6 +227,24 @@ class _Planner:
             key, Node(key, name, settings, parent, dict(teachers), self.settings.seed, code)
         )
         return key
+
+
+def _left(
+    place: str, step: Step, module: Any, config: Frozen, before: Mapping[str, str]
+) -> dict[str, str]:
+    """Return what is left in a model after a step → the step that left it.
+
+    Raises SettingsError where the step does not cope with what is left `before` it.
+    """
+    # a student is a model of its own
+    left = {} if getattr(config, "student", None) is not None else dict(before)
+    for what in technique.declared(module, "REFUSES", config):
+        if what in left:
+            raise SettingsError(
+                f"{place}: it cannot follow `{left[what]}`, which leaves {what}: put it before "
+                "that step, or leave one of them out"
+            )
+    return {**left, **dict.fromkeys(technique.declared(module, "LEAVES", config), step.technique)}
 
 
 def _teachers(config: Frozen) -> tuple[str, ...]:

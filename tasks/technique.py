@@ -9,7 +9,10 @@ answers); or several of them, or a function of its settings that returns one. It
 
 * `READS_DATA = False` when its result does not depend on the data (the node's key then ignores it),
   or a function of its settings that tells whether it does,
-* `LAST = True` when no other step can follow it.
+* `LAST = True` when no other step can follow it,
+* `LEAVES`, what it leaves in a model that another step may not cope with (`shared matrices`), and
+  `REFUSES`, what of that it does not cope with: a recipe with both is refused before any work. Each
+  is a tuple, or a function of the settings that returns one.
 """
 
 import importlib
@@ -103,6 +106,12 @@ def effects(name: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
     if callable(declared):
         declared = declared(module.Config.model_validate(settings))
     return (declared,) if isinstance(declared, str) else tuple(declared)
+
+
+def declared(module: ModuleType, name: str, config: Frozen) -> tuple[str, ...]:
+    """Return what the technique in `module`, with these settings, `LEAVES` or `REFUSES`."""
+    found = getattr(module, name, ())
+    return tuple(found(config) if callable(found) else found)
 
 
 def reads_data(module: ModuleType, config: Frozen) -> bool:

@@ -56,6 +56,7 @@ from tasks.training.record import FitResult
 
 LAST = True
 EFFECT = ("parameters", "quantized")
+REFUSES = ("shared matrices",)
 NOTE = "joint.compression"
 _MEASURED = 512
 """Training texts that the length of a text is taken from."""

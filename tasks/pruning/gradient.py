@@ -45,6 +45,7 @@ from tasks.training.losses import measured
 from tasks.training.predict import logits
 
 EFFECT = "zeros"
+LEAVES = ("pruned weights",)
 NOTE = "pruning.gradient"
 _ROUNDING = 1e-9
 """So near the target a round goes to it, lest one more be done for the last bit."""

@@ -35,6 +35,7 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 
 EFFECT = "zeros"
+LEAVES = ("pruned weights",)
 
 
 class Config(Frozen):

@@ -47,6 +47,7 @@ from tasks.training.loop import fit
 from tasks.training.losses import cross_entropy
 
 EFFECT = "zeros"
+LEAVES = ("pruned weights",)
 _SCORES, _MASK = "movement_scores", "movement_mask"
 
 

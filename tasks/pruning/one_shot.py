@@ -33,6 +33,7 @@ from tasks.part_costs import Constraint
 from tasks.technique import Context
 
 EFFECT = "parameters"
+REFUSES = ("shared matrices",)
 
 
 class Config(Frozen):

@@ -101,7 +101,19 @@ def _effect(config: Config) -> str:
     return "parameters" if config.penalty == "group" else "zeros"
 
 
+def _leaves(config: Config) -> tuple[str, ...]:
+    return () if config.penalty == "group" else ("pruned weights",)
+
+
 EFFECT = _effect
+LEAVES = _leaves
+
+
+def _refuses(config: Config) -> tuple[str, ...]:
+    return ("shared matrices",) if config.penalty == "group" else ()
+
+
+REFUSES = _refuses
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
@@ -158,6 +170,7 @@ def _check_groups(bundle: Bundle, config: Config) -> None:
     if config.penalty != "group":
         return
     parts = model_parts.layers(bundle.model)
+    model_parts.require_untied(bundle.model)
     if config.heads != 1 and not model_parts.cuts_heads(bundle.model):
         raise TechniqueError(
             f"heads cannot be cut from a model of type `{bundle.model.config.model_type}`: "

@@ -86,6 +86,13 @@ class Config(Frozen):
         return self
 
 
+def _refuses(config: Config) -> tuple[str, ...]:
+    return ("shared matrices", *(("factorized embeddings",) if config.hidden < 1 else ()))
+
+
+REFUSES = _refuses
+
+
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with the least important parts removed, retrained.
 

@@ -29,6 +29,7 @@ def _reads_data(config: FewLevelsConfig) -> bool:
 READS_DATA = _reads_data
 LAST = True
 EFFECT = "packed"
+REFUSES = ("shared matrices", "pruned weights")
 
 
 class Config(FewLevelsConfig):

@@ -40,6 +40,7 @@ from tasks.weight_groups import Grid
 
 LAST = True
 EFFECT = "packed"
+REFUSES = ("shared matrices",)
 NOTE = "quantization.mixed"
 _FLOAT = 32
 _BATCH = 32

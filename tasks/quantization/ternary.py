@@ -26,6 +26,7 @@ def _reads_data(config: FewLevelsConfig) -> bool:
 READS_DATA = _reads_data
 LAST = True
 EFFECT = "packed"
+REFUSES = ("shared matrices",)
 
 
 class Config(FewLevelsConfig):

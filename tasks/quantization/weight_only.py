@@ -29,6 +29,7 @@ from tasks.weight_groups import Grid
 
 LAST = True
 EFFECT = "packed"
+REFUSES = ("shared matrices",)
 
 
 class Config(Frozen):

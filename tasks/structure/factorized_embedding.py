@@ -29,6 +29,7 @@ _BLOCK = 4096
 """Rows that are turned to float64 at a time."""
 
 EFFECT = "parameters"
+LEAVES = REFUSES = ("factorized embeddings",)
 NOTE = "structure.factorized_embedding"
 
 

@@ -37,6 +37,7 @@ from tasks.retraining import Retraining
 from tasks.technique import Context
 
 EFFECT = "parameters"
+LEAVES = REFUSES = ("shared matrices",)
 NOTE = "structure.weight_sharing"
 Kind = Literal["attention_input", "attention_output", "ffn_input", "ffn_output"]
 

@@ -274,6 +274,37 @@ def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
             "`small`?",
         ),
         (
+            {"a": ["structure.weight_sharing", {"pruning.structured": {"heads": 0.5}}]},
+            "recipes.a[1] pruning.structured: it cannot follow `structure.weight_sharing`, which "
+            "leaves shared matrices: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": [{"pruning.magnitude": {"sparsity": 0.5}}, "quantization.binary"]},
+            "recipes.a[1] quantization.binary: it cannot follow `pruning.magnitude`, which leaves "
+            "pruned weights: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": [{"structure.factorized_embedding": {"rank": 8}},
+                   {"pruning.structured": {"hidden": 0.5}}]},
+            "recipes.a[1] pruning.structured: it cannot follow `structure.factorized_embedding`, which "
+            "leaves factorized embeddings: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": ["structure.activation", "structure.activation"]},
+            "recipes.a[1] structure.activation: it cannot follow `structure.activation`, which leaves "
+            "no GELU: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": ["quantization.binary", "distillation.logits"]},
+            "recipes.a[1] distillation.logits: nothing can follow `quantization.binary`, the last "
+            "step there is",
+        ),
+        (
+            {"a": ["quantization.dynamic", {"quantization.static": {}}]},
+            "recipes.a[1] quantization.static: nothing can follow `quantization.dynamic`, the "
+            "last step there is",
+        ),
+        (
             {"a": ["quantization.dynamic", SHORT]},
             "recipes.a[1] structure.layer_drop: nothing can follow `quantization.dynamic`, the "
             "last step there is",
@@ -307,3 +338,23 @@ def test_recipes_that_cannot_be_are_refused_before_any_data(
     with pytest.raises(SettingsError) as caught:
         plan.check(settings.load(params))
     assert str(caught.value) == expected
+
+
+def _chain(params: Path, steps: list[Any]) -> tuple[str, ...]:
+    document = json.loads(params.read_text())
+    params.write_text(json.dumps({**document, "recipes": {"a": steps}}))
+    return planned(params).recipes["a"]
+
+
+def test_what_a_student_replaces_is_no_longer_in_the_way(params: Path) -> None:
+    taught = {"distillation.logits": {"student": {"layers": 2}}}
+    steps: list[Any] = ["structure.weight_sharing", taught, {"pruning.structured": {"heads": 0.5}}]
+    assert len(_chain(params, steps)) == 4
+
+
+def test_narrow_settings_are_in_no_ones_way(params: Path) -> None:
+    factorized = {"structure.factorized_embedding": {"rank": 8}}
+    steps: list[Any] = [factorized, {"pruning.structured": {"heads": 0.5}}]
+    assert len(_chain(params, steps)) == 3
+    grouped = {"pruning.regularized": {"strength": 1, "penalty": "group"}}
+    assert len(_chain(params, [grouped, "quantization.binary"])) == 3
