@@ -286,13 +286,13 @@ def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
         (
             {"a": [{"structure.factorized_embedding": {"rank": 8}},
                    {"pruning.structured": {"hidden": 0.5}}]},
-            "recipes.a[1] pruning.structured: it cannot follow `structure.factorized_embedding`, which "
-            "leaves factorized embeddings: put it before that step, or leave one of them out",
+            "recipes.a[1] pruning.structured: it cannot follow `structure.factorized_embedding`, "
+            "which leaves factorized embeddings: put it before that step, or leave one of them out",
         ),
         (
-            {"a": ["structure.activation", "structure.activation"]},
-            "recipes.a[1] structure.activation: it cannot follow `structure.activation`, which leaves "
-            "no GELU: put it before that step, or leave one of them out",
+            {"a": [{"structure.activation": {"function": "relu"}}] * 2},
+            "recipes.a[1] structure.activation: it cannot follow `structure.activation`, which "
+            "leaves no GELU: put it before that step, or leave one of them out",
         ),
         (
             {"a": ["quantization.binary", "distillation.logits"]},
