@@ -60,7 +60,7 @@ CONTRACT = Contract(
     bad=(
         ({"keep": 0}, "greater than 0"),
         ({"keep": 1}, "less than 1"),
-        ({"constraint": "energy"}, "'flops' or 'latency'"),
+        ({"constraint": "energy"}, "'flops', 'latency' or 'size'"),
         ({"multiple": 0}, "greater than or equal to 1"),
         ({"examples": 0}, "greater than or equal to 1"),
         ({"examples": 10**6}, "less than or equal to 16384"),
