@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    AlbertConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     BertTokenizer,
@@ -17,6 +18,7 @@ from transformers import (
     RobertaConfig,
 )
 
+from tasks import lstm
 from tasks.bundle import Bundle
 from tasks.technique import Context
 from tasks.training.batches import Examples, unlabelled
@@ -66,10 +68,33 @@ def tiny_gpt2(seed: int = 0, labels: tuple[str, ...] = LABELS) -> Bundle:
     return bundle_of(config, seed, labels)
 
 
+def tiny_albert(seed: int = 0) -> Bundle:
+    """ALBERT: 3 layers that share one set of weights, width 16, 4 heads."""
+    config = AlbertConfig(
+        vocab_size=32, embedding_size=8, hidden_size=16, num_attention_heads=4,
+        intermediate_size=32, num_hidden_layers=3, max_position_embeddings=32,
+    )  # fmt: skip
+    return bundle_of(config, seed)
+
+
+def tiny_lstm(seed: int = 0) -> Bundle:
+    """A bidirectional LSTM of width 8."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = lstm.build(
+            embedding=8, hidden=8, layers=1, dropout=0, vocab_size=32, pad_id=0, num_labels=2
+        )
+    return Bundle(model.eval(), tokenizer(), LABELS, MAX_LENGTH)
+
+
 def tiny(kind: str, seed: int = 0) -> Bundle:
     """A model of the type `kind`, of the same widths."""
     if kind == "gpt2":
         return tiny_gpt2(seed)
+    if kind == "albert":
+        return tiny_albert(seed)
+    if kind == "lstm":
+        return tiny_lstm(seed)
     if kind == "distilbert":
         config: PretrainedConfig = DistilBertConfig(
             vocab_size=32, max_position_embeddings=32, dim=16, n_layers=3, n_heads=4, hidden_dim=32

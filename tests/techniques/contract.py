@@ -5,7 +5,7 @@ The test module of `pruning.magnitude` is `tests/techniques/test_pruning_magnitu
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,9 @@ class Contract:
     prove: Callable[[Bundle, Bundle, Any], None]
     """Asserts the effect, given the bundle before, the one after, and the settings."""
     changes_answers: bool = True
+    refuses: Mapping[str, str] = field(default_factory=dict)
+    """`albert` or `lstm` → a pattern of the reason why it cannot treat one, under some settings at
+    the least."""
 
 
 def zeros(bundle: Bundle, names: Sequence[str]) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AlbertConfig
 
 from tasks.affine import from_range, grid, of
 from tasks.calibration import ACTIVATIONS, Simulation, calibrate
@@ -19,15 +18,6 @@ def seen(bundle, batch_size=32):
     return calibrate(bundle, EXAMPLES, MinMax, tiny.Silent(), batch_size)
 
 
-def tiny_albert():
-    """Three layers that share one set of weights."""
-    config = AlbertConfig(
-        vocab_size=32, embedding_size=8, hidden_size=16, num_attention_heads=4,
-        intermediate_size=32, num_hidden_layers=3, max_position_embeddings=32,
-    )  # fmt: skip
-    return tiny.bundle_of(config)
-
-
 @pytest.mark.parametrize(
     ("bundle", "first", "names", "units"),
     [
@@ -41,7 +31,7 @@ def tiny_albert():
         (lambda: tiny.tiny("mpnet"), "mpnet.encoder.layer.1.attention.attn", ("q", "k", "v"), 14),
         (tiny.tiny_gpt2, "transformer.h.1.attn", ("c_attn",), 13),
         (
-            tiny_albert,
+            tiny.tiny_albert,
             "albert.encoder.albert_layer_groups.0.albert_layers.0.attention",
             ("query", "key", "value"),
             7,

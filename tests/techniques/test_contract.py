@@ -4,6 +4,7 @@ import ast
 import copy
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 from tasks import bundle as bundles
 from tasks import technique
 from tasks.bundle import Bundle
+from tasks.errors import TechniqueError
 from tests import tiny
 from tests.techniques.contract import Contract, same_weights
 
@@ -146,6 +148,33 @@ def test_the_effect_is_real(press, name, number, kind):
         tiny.answers(pressed.before, texts), tiny.answers(pressed.after, texts), atol=1e-4
     )
     assert changed == contract.changes_answers
+
+
+@every_case
+@pytest.mark.parametrize("kind", ["albert", "lstm"])
+def test_other_kinds_are_treated_or_refused_before_any_work(name, number, kind, tmp_path):
+    contract = contract_of(name)
+    config = technique.config_class(name).model_validate(contract.good[number])
+    before = tiny.tiny(kind)
+    untouched = copy.deepcopy(before)
+    teachers = [tiny.WiseTeacher(model=tiny.tiny(kind, seed=5)) for _ in range(2)]
+    context = tiny.context(tmp_path, teachers[0], other=teachers[1])
+    try:
+        after = technique.load(name).apply(before, config, context)
+    except TechniqueError as error:
+        reason = str(error)
+    else:
+        texts = tiny.examples(8, seed=9).texts
+        bundles.save(after, tmp_path / "saved")
+        again = bundles.load(tmp_path / "saved")
+        assert np.array_equal(tiny.answers(again, texts), tiny.answers(after, texts))
+        assert np.isfinite(tiny.answers(after, texts)).all()
+        reason = ""
+    assert same_weights(before, untouched)
+    if reason:
+        assert re.search(contract.refuses.get(kind, "nothing was said of it"), reason)
+        assert len(reason.splitlines()) == 1
+        assert not list(tmp_path.rglob("*.safetensors"))  # nothing was trained
 
 
 @pytest.mark.parametrize("name", technique.names())

@@ -49,6 +49,7 @@ CONTRACT = Contract(
         ({"teachers": TWO, "by": "votes"}, "'weights' or 'confidence'"),
         ({"teachers": TWO, "sharpness": 0}, "greater than 0"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

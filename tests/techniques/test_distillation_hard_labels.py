@@ -37,6 +37,7 @@ CONTRACT = Contract(
         ({"teacher": ""}, "at least 1 character"),
         ({"student": {"ffn": 0}}, "greater than or equal to 1"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

@@ -73,6 +73,7 @@ CONTRACT = Contract(
         ({"student": {"hidden": 10, "heads": 4}}, "10 is not a multiple of `heads` 4"),
         ({"student": {"layers": 0}}, "greater than or equal to 1"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "no width `ffn`|cannot be cut"},
     prove=_prove,
 )  # fmt: skip
 

@@ -65,6 +65,7 @@ CONTRACT = Contract(
         ({"hidden": -1}, "greater than or equal to 0"),
         ({"teacher": ""}, "at least 1 character"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

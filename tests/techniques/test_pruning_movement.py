@@ -67,6 +67,7 @@ CONTRACT = Contract(
         ({"sparsity": 0.5, "interval": 0}, "greater than or equal to 1"),
         ({"sparsity": 0.5, "score_rate": 0}, "greater than 0"),
     ),
+    refuses={"lstm": "no linear layers"},
     prove=_prove,
 )  # fmt: skip
 

@@ -67,6 +67,7 @@ CONTRACT = Contract(
         ({"refit": "all"}, "'none', 'scale' or 'weights'"),
         ({"damping": 0}, "greater than 0"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

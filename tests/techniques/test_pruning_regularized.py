@@ -95,6 +95,7 @@ CONTRACT = Contract(
         ),
         ({"strength": 1, "recovery": -1}, "greater than or equal to 0"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )  # fmt: skip
 

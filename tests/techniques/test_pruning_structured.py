@@ -76,6 +76,7 @@ CONTRACT = Contract(
         ({"importance_examples": 0}, "greater than or equal to 1"),
         ({"teacher": "baseline", "alpha": 2}, "less than or equal to 1"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )  # fmt: skip
 

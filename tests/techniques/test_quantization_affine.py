@@ -11,7 +11,6 @@ from onnx import numpy_helper
 from torch import nn
 from transformers import BertConfig
 
-from tasks import lstm
 from tasks.errors import ExportError, TechniqueError
 from tasks.model_parts import is_linear
 from tasks.quantization import affine, dynamic
@@ -20,7 +19,6 @@ from tasks.runtime.export import export
 from tasks.runtime.session import Session
 from tests import tiny
 from tests.techniques.contract import Contract
-from tests.techniques.test_calibration import tiny_albert
 
 TEXTS = tiny.examples(24, seed=3).texts
 
@@ -73,6 +71,7 @@ CONTRACT = Contract(
         ({"weight_type": "int4"}, "'int8' or 'uint8'"),
         ({"symmetric": "sometimes"}, "valid boolean"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 
@@ -93,7 +92,7 @@ def read_as_it_stands(folder, bundle):
     [
         *((tiny.tiny_bert, settings) for settings in CONTRACT.good),
         (tiny.tiny_gpt2, {"weight_type": "uint8"}),
-        (tiny_albert, {"per_channel": False}),
+        (tiny.tiny_albert, {"per_channel": False}),
         (lambda: tiny.tiny("distilbert"), {"symmetric": False}),
     ],
 )
@@ -172,19 +171,11 @@ def _broken():
     return bundle
 
 
-def _recurrent():
-    bundle = tiny.tiny_bert()
-    bundle.model = lstm.build(
-        embedding=8, hidden=8, layers=1, dropout=0, vocab_size=32, pad_id=0, num_labels=2
-    )
-    return bundle
-
-
 @pytest.mark.parametrize(
     ("bundle", "reason"),
     [
         (_broken, r"weights of `bert\.pooler\.dense` are not all finite"),
-        (_recurrent, r"recurrent layer `forwards\.0`.*use `quantization\.dynamic`"),
+        (tiny.tiny_lstm, r"recurrent layer `forwards\.0`.*use `quantization\.dynamic`"),
     ],
 )
 def test_what_cannot_be_rounded_is_refused(bundle, reason, tmp_path):

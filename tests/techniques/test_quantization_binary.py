@@ -17,7 +17,6 @@ from tasks.runtime.export import export
 from tasks.runtime.session import Session
 from tests import tiny
 from tests.techniques.contract import LONG, SHORT, Contract, accuracy
-from tests.techniques.test_quantization_static import _recurrent
 
 TEXTS = tiny.examples(24, seed=3).texts
 
@@ -61,6 +60,7 @@ CONTRACT = Contract(
         ({"limit": 1}, "greater than 1"),
         ({"bits": 2}, "Extra inputs"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 
@@ -118,7 +118,7 @@ def test_training_learns_in_bits(tmp_path):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (_recurrent, "recurrent layer"),
+        (tiny.tiny_lstm, "recurrent layer"),
         (lambda: dynamic.apply(tiny.tiny_bert(), dynamic.Config(), None), "quantized already"),
         (
             lambda: replace(tiny.tiny_bert(), sparse=("bert.pooler.dense.weight",)),

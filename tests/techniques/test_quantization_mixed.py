@@ -16,7 +16,6 @@ from tasks.runtime.session import Session
 from tests import tiny
 from tests.techniques.contract import Contract
 from tests.techniques.test_quantization_binary import TEXTS, body
-from tests.techniques.test_quantization_static import _recurrent
 
 ANY = {"group": 16, "sensitivity_examples": 8, "calibration_examples": 16}
 
@@ -61,6 +60,7 @@ CONTRACT = Contract(
         ({"constraint": "flops"}, "'size' or 'latency'"),
         ({"sensitivity_examples": 0}, "greater than or equal to 1"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 
@@ -131,7 +131,7 @@ def test_products_are_really_timed():
 @pytest.mark.parametrize(
     ("make", "settings", "change", "reason"),
     [
-        (_recurrent, {}, {}, "recurrent layer"),
+        (tiny.tiny_lstm, {}, {}, "recurrent layer"),
         (lambda: dynamic.apply(tiny.tiny_bert(), dynamic.Config(), None), {}, {}, "already"),
         (tiny.tiny_bert, {}, {"train": tiny.examples(0)}, "no training texts to measure on"),
         (tiny.tiny_bert, {}, {"validation": tiny.examples(0)}, "no validation texts"),

@@ -15,10 +15,8 @@ from tasks.quantization import dynamic, qat
 from tasks.runtime.export import export
 from tests import tiny
 from tests.techniques.contract import LONG, SHORT, Contract, accuracy, same_weights
-from tests.techniques.test_calibration import tiny_albert
 from tests.techniques.test_quantization_static import (
     TEXTS,
-    _recurrent,
     centred_logits,
     linear,
     plan,
@@ -49,6 +47,7 @@ CONTRACT = Contract(
         ({"calibration_examples": 0}, "greater than or equal to 1"),
         ({"alpha": 0}, "greater than 0"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 
@@ -82,7 +81,7 @@ def imitated(bundle, texts):
     [
         *((tiny.tiny_bert, settings) for settings in CONTRACT.good),
         (tiny.tiny_gpt2, CONTRACT.good[0]),
-        (tiny_albert, CONTRACT.good[0]),
+        (tiny.tiny_albert, CONTRACT.good[0]),
         (lambda: tiny.tiny("distilbert"), CONTRACT.good[0]),
     ],
 )
@@ -166,7 +165,7 @@ def test_pruned_zeros_stay(tmp_path):
     ("make", "change", "reason"),
     [
         (
-            _recurrent,
+            tiny.tiny_lstm,
             {},
             "recurrent layer .* use `quantization.dynamic`",
         ),

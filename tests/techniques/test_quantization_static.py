@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from tasks import affine, lstm
+from tasks import affine
 from tasks.calibration import ACTIVATIONS, Simulation
 from tasks.errors import TechniqueError
 from tasks.model_parts import is_linear
@@ -24,7 +24,6 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tests import tiny
 from tests.techniques.contract import LONG, Contract, same_weights
-from tests.techniques.test_calibration import tiny_albert
 
 TEXTS = tiny.examples(24, seed=3).texts
 ANY = {"budget": 0.9, "calibration_examples": 16, "sensitivity_examples": 8}
@@ -76,6 +75,7 @@ CONTRACT = Contract(
         ({"budget": -0.1}, "greater than or equal to 0"),
         ({"budget": 1}, "less than 1"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
     changes_answers=False,
 )
@@ -110,7 +110,7 @@ def assert_as_simulated(folder, bundle):
     [
         *((tiny.tiny_bert, settings, 3 * 6 + 2) for settings in CONTRACT.good[:3]),
         (tiny.tiny_gpt2, ANY, 3 * 4 + 1),
-        (tiny_albert, {**ANY, "reduce_range": True}, 3 * 6 + 3),
+        (tiny.tiny_albert, {**ANY, "reduce_range": True}, 3 * 6 + 3),
         (lambda: tiny.tiny("distilbert"), ANY, 3 * 6 + 2),
         (lambda: tiny.tiny("mpnet"), {**ANY, "per_channel": False}, 3 * 6 + 2),
     ],
@@ -305,14 +305,6 @@ def test_a_budget_that_leaves_nothing_in_int8_is_an_error(tmp_path, monkeypatch)
         static.apply(bundle, static.Config(budget=0), tiny.context(tmp_path))
 
 
-def _recurrent():
-    bundle = tiny.tiny_bert()
-    bundle.model = lstm.build(
-        embedding=8, hidden=8, layers=1, dropout=0, vocab_size=32, pad_id=0, num_labels=2
-    )
-    return bundle
-
-
 def _quantized(tmp_path):
     return dynamic.apply(tiny.tiny_bert(), dynamic.Config(), tiny.context(tmp_path))
 
@@ -322,7 +314,7 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(tmp_path, monkeypat
     context = tiny.context(tmp_path)
     silent = Examples(context.validation.texts, np.full(32, UNLABELLED))
     cases = [
-        (_recurrent(), context, r"recurrent layer `forwards\.0`"),
+        (tiny.tiny_lstm(), context, r"recurrent layer `forwards\.0`"),
         (_quantized(tmp_path), context, "quantized already"),
         (tiny.tiny_bert(), replace(context, train=unlabelled([])), "no training texts to cal"),
         (tiny.tiny_bert(), replace(context, validation=silent), "no validation text has a label"),

@@ -32,6 +32,7 @@ CONTRACT = Contract(
         {"training": SHORT, "limit": 2, "teacher": "baseline"},
     ),
     bad=(({"limit": 0.5}, "greater than 1"), ({"gradients": 1}, "'float' or 'binary'")),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 

@@ -17,7 +17,6 @@ from tasks.runtime.session import Session
 from tests import tiny
 from tests.techniques.contract import Contract, divergence
 from tests.techniques.test_quantization_binary import TEXTS, body
-from tests.techniques.test_quantization_static import _recurrent
 
 
 def _prove(before, after, config):
@@ -49,6 +48,7 @@ CONTRACT = Contract(
         ({"damping": 0}, "greater than 0"),
         ({"calibration_examples": 0}, "greater than or equal to 1"),
     ),
+    refuses={"lstm": "recurrent layer"},
     prove=_prove,
 )
 
@@ -89,7 +89,7 @@ def test_four_bits_are_four_bits_on_disk(tmp_path):
 @pytest.mark.parametrize(
     ("make", "change", "reason"),
     [
-        (_recurrent, {}, "recurrent layer"),
+        (tiny.tiny_lstm, {}, "recurrent layer"),
         (lambda: dynamic.apply(tiny.tiny_bert(), dynamic.Config(), None), {}, "quantized already"),
         (tiny.tiny_bert, {"train": tiny.examples(0)}, "give more data, or set `method: nearest`"),
     ],

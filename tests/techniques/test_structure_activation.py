@@ -41,6 +41,7 @@ CONTRACT = Contract(
         ({"function": "relu", "fit_examples": 0}, "greater than or equal to 1"),
         ({"function": "relu", "alpha": 2}, "less than or equal to 1"),
     ),
+    refuses={"lstm": "has no GELU"},
     prove=_prove,
 )
 

@@ -50,6 +50,7 @@ CONTRACT = Contract(
         ({"heads": -1}, "greater than or equal to 1"),
         ({"layers": 0}, "greater than or equal to 1"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

@@ -51,6 +51,7 @@ CONTRACT = Contract(
         ({"keep": [0, 1], "strategy": "importance"}, "goes with a number of layers"),
         ({"keep": 1, "importance_examples": 0}, "greater than or equal to 1"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 

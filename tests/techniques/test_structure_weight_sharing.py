@@ -63,6 +63,7 @@ CONTRACT = Contract(
         ({"kinds": []}, "at least 1 item"),
         ({"kinds": ["embedding"]}, "'attention_input', 'attention_output'"),
     ),
+    refuses={"albert": "share one set of weights", "lstm": "cannot be cut, grown or tied"},
     prove=_prove,
 )
 
