@@ -147,6 +147,8 @@ class _Training:
             self.plain, optimizer.adamw(self.plain, config, hooks.rate_of)
         )
         self.state = State()
+        self.saved = 0
+        """The step of the last resumable checkpoint; 0 where there is none."""
         self.best: checkpoint.Tensors = {}
         self.epoch, self.batches = -1, list[np.ndarray]()
 
@@ -246,9 +248,13 @@ class _Training:
     def _finite(self, value: float, what: str) -> float:
         if math.isfinite(value):
             return value
-        raise TechniqueError(
-            f"the {what} is no longer a number at step {self.state.step + 1} of {self.total}; "
-            "lower `learning_rate`, or use `precision: fp32`"
+        raise self._diverged(f"the {what} is no longer a number", self.state.step + 1)
+
+    def _diverged(self, what: str, step: int) -> TechniqueError:
+        kept = f" (the checkpoint of step {self.saved} is kept)" if self.saved else ""
+        return TechniqueError(
+            f"{what} at step {step} of {self.total}; lower `learning_rate`, or use "
+            f"`precision: fp32`{kept}"
         )
 
     def _is_evaluation(self) -> bool:
@@ -282,6 +288,12 @@ class _Training:
         checkpoint.write(scratch, self.fingerprint, tensors, self._facts())
 
     def _save(self, scratch: Path) -> None:
+        """Write a checkpoint to go on from, unless its weights are no numbers.
+
+        Raises TechniqueError where they are not: the checkpoint before stays.
+        """
+        if not all(torch.isfinite(p).all() for p in self.plain.parameters()):
+            raise self._diverged("the weights are no longer numbers", self.state.step)
         tensors = {f"model.{k}": v for k, v in self.plain.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer.flat(self.optimizer).items()}
@@ -289,6 +301,7 @@ class _Training:
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         checkpoint.write(scratch, self.fingerprint, tensors, self._facts())
+        self.saved = self.state.step
 
     def _facts(self) -> dict[str, Any]:
         scaler = self.accelerator.scaler
@@ -305,6 +318,7 @@ class _Training:
         tensors, facts = found
         self.plain.load_state_dict(checkpoint.part(tensors, "model."), strict=False)
         self.state = State(**facts["state"])
+        self.saved = self.state.step
         if self.state.done:
             return
         self.best = checkpoint.part(tensors, "best.")

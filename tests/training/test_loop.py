@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from transformers import get_linear_schedule_with_warmup
@@ -230,6 +231,36 @@ def test_weights_that_are_no_numbers_are_not_kept(train: Callable[..., FitResult
 
     with pytest.raises(TechniqueError, match=r"validation loss is no longer a number"):
         train(tiny.tiny_bert(), {}, after_step=spoil)
+
+
+def test_a_training_that_diverges_keeps_its_last_good_checkpoint(
+    train: Callable[..., FitResult], tmp_path: Path
+) -> None:
+    def spoil(model: torch.nn.Module, step: int, total: int) -> None:
+        if step == 3:  # the loss of this step was a number; its update made weights that are none
+            next(model.parameters()).data.fill_(float("nan"))
+
+    often = {"checkpoint_seconds": 1e-9}
+    words = r"weights are no longer numbers at step 3 of 4; .*\(the checkpoint of step 2 is kept\)"
+    with pytest.raises(TechniqueError, match=words):
+        train(tiny.tiny_bert(), often, after_step=spoil)
+    (path,) = tmp_path.rglob("*.safetensors")
+    kept = safetensors.torch.load_file(path)
+    assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
+
+
+def test_a_learning_rate_that_is_far_too_high_is_told(train: Callable[..., FitResult]) -> None:
+    with pytest.raises(TechniqueError, match=r"no longer .* at step \d+ of 40; lower"):
+        train(
+            tiny.tiny_bert(),
+            {"learning_rate": 1.0, "epochs": 10, "clip": 1e30, "warmup": 0},
+            loss=_steep,
+        )
+
+
+def _steep(output: Any, batch: Any) -> torch.Tensor:
+    """A loss without a bottom."""
+    return -output.logits.exp().square().sum()
 
 
 @pytest.mark.parametrize(
