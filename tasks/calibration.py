@@ -156,12 +156,19 @@ class Simulation:
     """Computes in PyTorch what the export will in integers: rounded inputs, rounded weights."""
 
     def __init__(
-        self, model: nn.Module, ranges: Ranges, weights: Grid, *, per_channel: bool
+        self,
+        model: nn.Module,
+        ranges: Ranges,
+        weights: Grid,
+        *,
+        per_channel: bool,
+        scales: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> None:
         self.model = model
         self.ranges = ranges
         self.weights = weights
         self.per_channel = per_channel
+        self.scales = scales
 
     @contextmanager
     def on(self, names: Sequence[str]) -> Iterator[None]:
@@ -175,7 +182,12 @@ class Simulation:
                 module = self.model.get_submodule(name)
                 weight = module.get_parameter("weight")
                 kept.append((weight, weight.data))
-                found = weight_map(module, self.weights, per_channel=self.per_channel)
+                found = weight_map(
+                    module,
+                    self.weights,
+                    per_channel=self.per_channel,
+                    scale=self.scales.get(name),
+                )
                 weight.data = found.rounded(weight.data).to(weight.dtype)
                 if name in self.ranges:
                     hooks.append(module.register_forward_pre_hook(self._hook(name)))

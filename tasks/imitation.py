@@ -49,7 +49,7 @@ def imitation(bundle: Bundle) -> tuple[Imitation, str]:
             continue
         if any(isinstance(module, nn.RNNBase) for module in bundle.model.modules()):
             return _none(), "recurrent layers in int8 are not imitated here: they count as in float"
-        return _KNOWN[step](bundle.model, settings), ""
+        return _KNOWN[step](bundle, settings), ""
     return _none(), ""
 
 
@@ -57,10 +57,11 @@ def _none() -> Imitation:
     return Imitation((), lambda _: nullcontext())
 
 
-def _static(model: PreTrainedModel, settings: Mapping[str, Any]) -> Imitation:
+def _static(bundle: Bundle, settings: Mapping[str, Any]) -> Imitation:
+    model, per_channel = bundle.model, settings["per_channel"]
     weights = grid("int8", symmetric=True, reduce_range=settings["reduce_range"])
     ranges = {name: (lower, upper) for name, (lower, upper) in settings["ranges"].items()}
-    simulation = Simulation(model, ranges, weights, per_channel=settings["per_channel"])
+    simulation = Simulation(model, ranges, weights, per_channel=per_channel, scales=bundle.scales)
     names = [
         name
         for name, module in matrices(model).items()
@@ -69,7 +70,8 @@ def _static(model: PreTrainedModel, settings: Mapping[str, Any]) -> Imitation:
     return Imitation(tuple(names), simulation.on)
 
 
-def _dynamic(model: PreTrainedModel, settings: Mapping[str, Any]) -> Imitation:
+def _dynamic(bundle: Bundle, settings: Mapping[str, Any]) -> Imitation:
+    model = bundle.model
     kind = settings["weight_type"]
     weights = grid(kind, symmetric=kind == "int8", reduce_range=settings["reduce_range"])
     linear = {name for name, module in matrices(model).items() if is_linear(module)}
@@ -92,7 +94,7 @@ def _dynamic(model: PreTrainedModel, settings: Mapping[str, Any]) -> Imitation:
     return Imitation(tuple(matrices(model)), on)
 
 
-_KNOWN: Mapping[str, Callable[[PreTrainedModel, Mapping[str, Any]], Imitation]] = {
+_KNOWN: Mapping[str, Callable[[Bundle, Mapping[str, Any]], Imitation]] = {
     "quantize_dynamic": _dynamic,
     "quantize_static": _static,
 }

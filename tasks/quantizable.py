@@ -46,7 +46,15 @@ def matrices(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def weight_map(module: nn.Module, grid: Grid, *, per_channel: bool) -> Affine:
-    """Return the map of a linear layer's or a table's weights: one, or one an output channel."""
+def weight_map(
+    module: nn.Module, grid: Grid, *, per_channel: bool, scale: torch.Tensor | None = None
+) -> Affine:
+    """Return the map of a linear layer's or a table's weights: one, or one an output channel.
+
+    By their own range, or by a `scale` that was learned, (outputs,) or ().
+    """
     axis = 0 if isinstance(module, nn.Linear) else 1
+    if scale is not None:
+        middle = torch.full_like(scale, (grid.low + grid.high) // 2, dtype=torch.int32)
+        return Affine(scale, middle, grid, axis if scale.dim() else None)
     return affine.of(module.get_parameter("weight"), grid, axis if per_channel else None)

@@ -11,6 +11,7 @@ from tasks.affine import grid
 from tasks.calibration import Calibration
 from tasks.errors import TechniqueError
 from tasks.fake_quantization import FakeQuantization
+from tasks.imitation import imitation
 from tasks.quantization import dynamic, qat
 from tasks.runtime.export import export
 from tests import tiny
@@ -96,6 +97,16 @@ def test_the_export_answers_as_the_model_did_in_training(make, settings, tmp_pat
     distance = np.abs(centred_logits(tmp_path / "export", TEXTS) - imitated(again, TEXTS)).max(1)
     assert (distance < 1e-4).mean() >= 0.9  # the others have a half that fell on its other side
     assert distance.max() < 0.05
+
+
+def test_learned_steps_are_imitated_layer_by_layer(tmp_path):
+    after = qat.apply(tiny.tiny_bert(), qat.Config(**CONTRACT.good[0]), _context(tmp_path))
+    expected = imitated(after, TEXTS)
+    found, _ = imitation(after)
+    with found.on(found.names):
+        values = tiny.answers(after, TEXTS).astype(np.float64)
+    values -= values.mean(axis=1, keepdims=True)
+    assert np.median(np.abs(values - expected).max(1)) < 1e-4
 
 
 def test_learned_steps_are_what_is_served(tmp_path):
