@@ -20,8 +20,8 @@ from pathlib import Path
 from tasks import provenance, settings, technique, technique_docs, technique_results
 from tasks.errors import EXIT_VARIANTS_FAILED, NightpressError, StoreError
 from tasks.registry import telling
-from tasks.registry.night_facts import Figures, Interval, NightFacts, VariantRow, from_json
-from tasks.technique_results import Measured, Ratio, RecipeResult, Results, Step
+from tasks.registry.night_facts import NightFacts, VariantRow, from_json
+from tasks.technique_results import RecipeResult, Results, Step
 from tasks.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,8 +106,8 @@ def of_night(facts: NightFacts, command: str, revision: str) -> Results:
         fingerprint=facts.fingerprint,
         versions=dict(facts.versions),
         revision=revision,
-        pytorch=_measured(facts.eager),
-        fp32=_measured(facts.fp32),
+        pytorch=facts.eager,
+        fp32=facts.fp32,
         recipes=tuple(_result(row, facts) for row in facts.variants),
     )
 
@@ -123,11 +123,11 @@ def _result(row: VariantRow, facts: NightFacts) -> RecipeResult:
         reasons=row.reasons,
         proof=row.proof,
         proven=bool(row.proof) and row.proof not in row.reasons,
-        measured=_measured(row.figures),
+        measured=row.figures,
         loss_points=row.loss_points,
         loss_bound_points=row.loss_bound_points,
-        speedup_pytorch=_ratio(row.speedup_eager),
-        speedup_fp32=_ratio(row.speedup_fp32),
+        speedup_pytorch=row.speedup_eager,
+        speedup_fp32=row.speedup_fp32,
         shrink=shrink,
     )
 
@@ -141,22 +141,6 @@ def _steps(row: VariantRow, facts: NightFacts) -> tuple[Step, ...]:
         steps.insert(0, Step(node.technique, node.settings))
         node = nodes.get(node.parent)
     return tuple(steps) or tuple(Step(name, "") for name in row.steps)
-
-
-def _measured(figures: Figures | None) -> Measured | None:
-    if figures is None:
-        return None
-    return Measured(
-        accuracy=figures.accuracy,
-        p50_ms=figures.p50_ms,
-        p95_ms=figures.p95_ms,
-        throughput=figures.throughput,
-        size_bytes=figures.size_bytes,
-    )
-
-
-def _ratio(interval: Interval | None) -> Ratio | None:
-    return None if interval is None else Ratio(interval.value, interval.lower, interval.upper)
 
 
 def unproven(results: Results) -> list[str]:

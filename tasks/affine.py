@@ -117,6 +117,12 @@ def from_range(
     return Affine(scale, zero_point, grid, axis)
 
 
+def of_scale(scale: torch.Tensor, grid: Grid, axis: int) -> Affine:
+    """Return the symmetric map of a `scale` that is given, () or one a channel along `axis`."""
+    middle = torch.full_like(scale, (grid.low + grid.high) // 2, dtype=torch.int32)
+    return Affine(scale, middle, grid, axis if scale.dim() else None)
+
+
 def of(values: torch.Tensor, grid: Grid, axis: int | None = None) -> Affine:
     """Return the map of the least and the greatest of `values`, or of each channel along `axis`."""
     values = values.detach()

@@ -13,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from tasks.affine import Grid, from_range, grid
 from tasks.bundle import Bundle, ExportPlan
 from tasks.errors import TechniqueError
+from tasks.frozen import Frozen
 from tasks.model_parts import is_linear
-from tasks.observers import Observer
-from tasks.quantizable import matrices, weight_map
+from tasks.observers import Method, Observer, observer
+from tasks.quantizable import matrices, refuse_quantized, weight_map
+from tasks.technique import Context
 from tasks.training.batches import Encoded, Examples
 from tasks.training.progress import Progress
 
@@ -34,26 +37,55 @@ STATIC = "quantize_static"
 """The step of an export plan that quantizes weights and activations by calibrated ranges."""
 
 
-def static_step(
-    plan: ExportPlan,
-    ranges: Ranges,
-    *,
-    per_channel: bool,
-    reduce_range: bool,
-    embeddings: bool,
-    sensitivity: Mapping[str, float] = MappingProxyType({}),
-    fallback: Sequence[str] = (),
-) -> ExportPlan:
-    """Return the plan with the model in int8, but for the modules named in `fallback`."""
-    return plan.then(
-        STATIC,
-        ranges={name: list(limits) for name, limits in ranges.items()},
-        sensitivity=dict(sensitivity),
-        fallback=list(fallback),
-        embeddings=embeddings,
-        per_channel=per_channel,
-        reduce_range=reduce_range,
-    )
+class CalibrationConfig(Frozen):
+    """How ranges are measured, and what goes to int8 by them."""
+
+    observer: Method = "mse"
+    """How the range of an activation is found: min-max, percentile, entropy, or squared error."""
+    percentile: float = Field(default=99.99, gt=50, le=100)
+    """Share of an activation's values, in percent, that its range holds; with `percentile`."""
+    calibration_examples: int = Field(default=256, ge=1)
+    """Training texts that ranges are measured on."""
+    per_channel: bool = True
+    """One scale an output channel of the weights; False: one a matrix."""
+    reduce_range: bool = False
+    """7 bits a weight: for processors whose 8-bit products overflow (AVX2 without VNNI)."""
+    embeddings: bool = True
+    """Quantize the embedding tables too."""
+
+    @property
+    def weights(self) -> Grid:
+        """The integers of weights."""
+        return grid("int8", symmetric=True, reduce_range=self.reduce_range)
+
+    def step(
+        self,
+        plan: ExportPlan,
+        ranges: Ranges,
+        sensitivity: Mapping[str, float] = MappingProxyType({}),
+        fallback: Sequence[str] = (),
+    ) -> ExportPlan:
+        """Return the plan with the model in int8, but for the modules named in `fallback`."""
+        return plan.then(
+            STATIC,
+            ranges={name: list(limits) for name, limits in ranges.items()},
+            sensitivity=dict(sensitivity),
+            fallback=list(fallback),
+            embeddings=self.embeddings,
+            per_channel=self.per_channel,
+            reduce_range=self.reduce_range,
+        )
+
+
+def refuse_uncalibrated(bundle: Bundle, context: Context) -> None:
+    """Raise TechniqueError where the model cannot go to int8, or there is no text to calibrate on.
+
+    It cannot where its plan quantizes already, a layer is recurrent, or a weight is not finite.
+    """
+    refuse_quantized(bundle)
+    matrices(bundle.model)
+    if len(context.train) == 0:
+        raise TechniqueError("there are no training texts to calibrate on: give more data")
 
 
 @dataclass(frozen=True)
@@ -98,6 +130,20 @@ def calibrate(
             owner: tuple(name for name in linear if watch.owners.get(name) == owner)
             for owner in limits
         },
+    )
+
+
+def calibrated(bundle: Bundle, config: CalibrationConfig, context: Context) -> Calibration:
+    """Return what `calibrate` does, by the settings; the model is moved to the context's device.
+
+    Raises TechniqueError where an input is not finite.
+    """
+    bundle.model.to(context.device).eval()
+    return calibrate(
+        bundle,
+        context.train.sample(config.calibration_examples, context.seed),
+        lambda: observer(config.observer, ACTIVATIONS, config.percentile),
+        context.progress,
     )
 
 

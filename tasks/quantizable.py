@@ -55,6 +55,5 @@ def weight_map(
     """
     axis = 0 if isinstance(module, nn.Linear) else 1
     if scale is not None:
-        middle = torch.full_like(scale, (grid.low + grid.high) // 2, dtype=torch.int32)
-        return Affine(scale, middle, grid, axis if scale.dim() else None)
+        return affine.of_scale(scale, grid, axis)
     return affine.of(module.get_parameter("weight"), grid, axis if per_channel else None)

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from tasks import settings_docs, students, technique, technique_results
+from tasks.registry.night_facts import Figures, Interval
 from tasks.settings_docs import Linked
 from tasks.students import StudentConfig
-from tasks.technique_results import Measured, RecipeResult, Results
+from tasks.technique_results import RecipeResult, Results
 from tasks.training.config import TrainingConfig
 
 PAGE = Path("docs", "techniques.md")
@@ -209,7 +210,7 @@ def _table(found: list[RecipeResult], results: Results | None = None) -> Iterato
 
 
 def _line(
-    name: str, measured: Measured | None, lost: str, pytorch: str, fp32: str, verdict: str
+    name: str, measured: Figures | None, lost: str, pytorch: str, fp32: str, verdict: str
 ) -> str:
     accuracy = p50 = rate = size = _NONE
     if measured is not None:
@@ -223,7 +224,7 @@ def _number(value: float | None) -> str:
     return _NONE if value is None else f"{value:.2f}"
 
 
-def _times(ratio: technique_results.Ratio | None) -> str:
+def _times(ratio: Interval | None) -> str:
     if ratio is None:
         return _NONE
     return f"{ratio.value:.2f}× ({ratio.lower:.2f} to {ratio.upper:.2f})"

@@ -10,18 +10,10 @@ from pydantic import TypeAdapter
 
 from tasks import files
 from tasks.errors import StoreError
+from tasks.registry.night_facts import Figures, Interval
 
 FOLDER = Path("benchmarks", "results")
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster, with its 95% interval."""
-
-    value: float
-    lower: float
-    upper: float
 
 
 @dataclass(frozen=True)
@@ -31,21 +23,6 @@ class Step:
     technique: str
     settings: str
     """Those that differ from the defaults."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was measured of one model on test texts."""
-
-    accuracy: float
-    """Share of texts, 0 to 1."""
-    p50_ms: float
-    """Of single texts."""
-    p95_ms: float
-    throughput: float
-    """Texts per second, in batches."""
-    size_bytes: int
-    """All that is served."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +39,15 @@ class RecipeResult:
     proof: str
     """What its effect is proven by; empty where nothing recorded it."""
     proven: bool
-    measured: Measured | None = None
+    measured: Figures | None = None
     """None where it failed."""
     loss_points: float | None = None
     """Accuracy lost against the baseline, in points."""
     loss_bound_points: float | None = None
     """One-sided 95% bound of that."""
-    speedup_pytorch: Ratio | None = None
+    speedup_pytorch: Interval | None = None
     """p50 of the baseline in PyTorch divided by this one's."""
-    speedup_fp32: Ratio | None = None
+    speedup_fp32: Interval | None = None
     """p50 of the fp32 baseline in the same runtime divided by this one's."""
     shrink: float | None = None
     """Bytes of the exported fp32 baseline divided by this one's."""
@@ -95,9 +72,9 @@ class Results:
     versions: Mapping[str, str]
     revision: str
     """Of the code; empty where it is not known."""
-    pytorch: Measured | None
+    pytorch: Figures | None
     """The baseline as PyTorch runs it."""
-    fp32: Measured | None
+    fp32: Figures | None
     """The baseline exported to the variants' runtime."""
     recipes: tuple[RecipeResult, ...]
 

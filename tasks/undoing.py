@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tasks import model_parts, replacements
+from tasks import model_parts, packed, replacements
 from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
 from tasks.evaluation.explained import Undoing, Undone, Way
@@ -41,6 +41,9 @@ def undo(baseline: Bundle, variant: Bundle, examples: Examples, progress: Progre
 
     Both bundles are used where they are, and are afterwards as they were.
     """
+    if packed.found(variant.model):
+        variant = variant.copy()
+        packed.unpacked(variant.model)
     asked = _Asked(baseline, variant, examples)
     reasons = _misfits(baseline.model, variant.model)
     changes = list(_changes(asked, reasons))

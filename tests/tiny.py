@@ -193,3 +193,17 @@ def context(
         scratch=scratch,
         progress=Silent(),
     )
+
+
+class Killer(Silent):
+    """A progress that ends the training at its step `last`, as a kill would."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.done: list[int] = []
+        """What each call told: first the steps done before, where a training is gone on with."""
+
+    def advance(self, steps: int, *, loss: float | None = None, rate: float | None = None) -> None:
+        self.done.append(steps)
+        if sum(self.done) >= self.last:
+            raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from torch import nn
 
-from tasks import replacements
+from tasks import packed, replacements
 
 _GELUS = ("BiasGelu", "Erf", "FastGelu", "Gelu", "QuickGelu")
 """Operators that compute GELU, or, where it was not fused, the one that nothing else needs."""
@@ -48,10 +48,10 @@ def substance(
     num_packed: int = 0,
 ) -> Substance:
     """Count what `model` holds; sizes, operators and matrices are those of its export."""
-    parameters = list(model.parameters())
+    matrices = [part.rows_at() for part in packed.found(model).values()]
     return Substance(
         num_parameters=replacements.num_parameters(model),
-        num_zeros=sum(int((p == 0).sum()) for p in parameters),
+        num_zeros=sum(int((p == 0).sum()) for p in (*model.parameters(), *matrices)),
         size_bytes=size_bytes,
         num_quantized=num_quantized,
         num_gelus=sum(number for name, number in operators.items() if name in _GELUS),

@@ -37,16 +37,16 @@ import torch
 from pydantic import Field, model_validator
 
 from tasks import matching, model_parts, part_costs
-from tasks.affine import grid
 from tasks.bundle import Bundle, ExportPlan
-from tasks.calibration import ACTIVATIONS, calibrate, static_step
+from tasks.calibration import CalibrationConfig, calibrated
 from tasks.fake_quantization import FakeQuantization
 from tasks.importance import calibration
 from tasks.mask_search import search
-from tasks.observers import Method, observer
+from tasks.observers import Method
 from tasks.part_costs import Constraint
 from tasks.part_gates import PartGates
 from tasks.quantizable import refuse_quantized
+from tasks.runtime import quantizing
 from tasks.teaching import MovingLoss, SoftConfig, lesson, teacher_of
 from tasks.technique import Context
 from tasks.training.batches import Batch
@@ -123,7 +123,7 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     examples = calibration(context, _MEASURED)
     teacher_of(context, config.teacher, bundle.labels)
     run = _Run(bundle.copy(), config, context)
-    plan = ExportPlan().then("quantize_dynamic", **_INT8, reduce_range=config.reduce_range)
+    plan = ExportPlan().then(quantizing.DYNAMIC, **_INT8, reduce_range=config.reduce_range)
     limits = part_costs.limits(
         bundle, config.keep, config.constraint, config.multiple, examples, context, plan
     )
@@ -173,24 +173,19 @@ class _Run:
 
     def quantize(self) -> None:
         """Train in rounded values, and plan the export by their steps; in place."""
-        bundle, config, context = self.bundle, self.config, self.context
-        bundle.model.to(context.device).eval()
-        seen = calibrate(
-            bundle,
-            context.train.sample(config.calibration_examples, context.seed),
-            lambda: observer(config.observer, ACTIVATIONS, 100),
-            context.progress,
+        bundle, config = self.bundle, self.config
+        int8 = CalibrationConfig(
+            observer=config.observer,
+            calibration_examples=config.calibration_examples,
+            reduce_range=config.reduce_range,
         )
-        int8 = grid("int8", symmetric=True, reduce_range=config.reduce_range)
-        fake = FakeQuantization(bundle.model, seen, int8, learned=True)
+        seen = calibrated(bundle, int8, self.context)
+        fake = FakeQuantization(bundle.model, seen, int8.weights, learned=True)
         rates = fake.rates(config.step_rate, config.training.learning_rate)
         with fake.on():
             self._fit("quantization", 1 - config.pruning, rate_of=rates)
         bundle.scales = fake.scales()
-        bundle.export = static_step(
-            bundle.export, fake.ranges(), per_channel=True,
-            reduce_range=config.reduce_range, embeddings=True,
-        )  # fmt: skip
+        bundle.export = int8.step(bundle.export, fake.ranges())
 
     def _fit(self, phase: str, share: float, **others: Any) -> FitResult:
         """Train for a `share` of all epochs: the first phase at one rate, which then falls."""

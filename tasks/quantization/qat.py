@@ -21,13 +21,9 @@ from typing import Literal
 from pydantic import Field
 
 from tasks import retraining
-from tasks.affine import grid
 from tasks.bundle import Bundle
-from tasks.calibration import ACTIVATIONS, calibrate, static_step
-from tasks.errors import TechniqueError
+from tasks.calibration import CalibrationConfig, calibrated, refuse_uncalibrated
 from tasks.fake_quantization import FakeQuantization
-from tasks.observers import Method, observer
-from tasks.quantizable import matrices, refuse_quantized
 from tasks.retraining import Retraining
 from tasks.technique import Context
 
@@ -35,26 +31,13 @@ LAST = True
 EFFECT = "quantized"
 
 
-class Config(Retraining):
+class Config(CalibrationConfig, Retraining):
     """Settings of quantization-aware training."""
 
     ranges: Literal["learned", "observed"] = "learned"
     """Train the steps with the weights, or keep to what was measured."""
     step_rate: float = Field(default=1e-3, gt=0, le=1)
     """Learning rate of the steps' logarithms, which moves by the schedule of `training` too."""
-    observer: Method = "mse"
-    """How the range of an activation is found at the start: min-max, percentile, entropy, or
-    squared error."""
-    percentile: float = Field(default=99.99, gt=50, le=100)
-    """Share of an activation's values, in percent, that its range holds; with `percentile`."""
-    calibration_examples: int = Field(default=256, ge=1)
-    """Training texts that ranges are measured on."""
-    per_channel: bool = True
-    """One step an output channel of the weights; False: one a matrix."""
-    reduce_range: bool = False
-    """7 bits a weight: for processors whose 8-bit products overflow (AVX2 without VNNI)."""
-    embeddings: bool = True
-    """Quantize the embedding tables too."""
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
@@ -64,23 +47,13 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     to calibrate or train on, an activation is not finite, the loss is no longer a number, or the
     teacher knows other labels.
     """
-    refuse_quantized(bundle)
-    matrices(bundle.model)
-    if len(context.train) == 0:
-        raise TechniqueError("there are no training texts to calibrate on: give more data")
+    refuse_uncalibrated(bundle, context)
     train = retraining.prepare(bundle.labels, config, context)
     pressed = bundle.copy()
-    pressed.model.to(context.device).eval()
-    seen = calibrate(
-        pressed,
-        context.train.sample(config.calibration_examples, context.seed),
-        lambda: observer(config.observer, ACTIVATIONS, config.percentile),
-        context.progress,
-    )
     fake = FakeQuantization(
         pressed.model,
-        seen,
-        grid("int8", symmetric=True, reduce_range=config.reduce_range),
+        calibrated(pressed, config, context),
+        config.weights,
         learned=config.ranges == "learned",
         per_channel=config.per_channel,
         embeddings=config.embeddings,
@@ -88,11 +61,5 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     with fake.on():
         train(pressed, rate_of=fake.rates(config.step_rate, config.training.learning_rate))
     pressed.scales = fake.scales()
-    pressed.export = static_step(
-        bundle.export,
-        fake.ranges(),
-        per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
-        embeddings=config.embeddings,
-    )
+    pressed.export = config.step(bundle.export, fake.ranges())
     return pressed

@@ -22,20 +22,17 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from tasks.affine import grid
 from tasks.bundle import Bundle
 from tasks.calibration import (
-    ACTIVATIONS,
     Calibration,
+    CalibrationConfig,
     Simulation,
-    calibrate,
+    calibrated,
     divergence,
-    static_step,
+    refuse_uncalibrated,
 )
 from tasks.errors import TechniqueError
-from tasks.frozen import Frozen
-from tasks.observers import Method, observer
-from tasks.quantizable import matrices, refuse_quantized
+from tasks.quantizable import matrices
 from tasks.technique import Context
 from tasks.training.batches import UNLABELLED, Encoded, Examples
 from tasks.training.losses import measured
@@ -49,27 +46,15 @@ Units = Mapping[str, tuple[str, ...]]
 EFFECT = "quantized"
 
 
-class Config(Frozen):
+class Config(CalibrationConfig):
     """Settings of static quantization."""
 
-    observer: Method = "mse"
-    """How the range of an activation is found: min-max, percentile, entropy, or squared error."""
-    percentile: float = Field(default=99.99, gt=50, le=100)
-    """Share of an activation's values, in percent, that its range holds; with `percentile`."""
-    calibration_examples: int = Field(default=256, ge=1)
-    """Training texts that ranges are measured on."""
     budget: float = Field(default=0.005, ge=0, lt=1)
     """Accuracy on validation data, of 1, that may be lost before layers go back to float."""
     sensitivity_examples: int = Field(default=64, ge=1)
     """Validation texts that a layer's own loss is measured on."""
     validation_examples: int = Field(default=2000, ge=1)
     """Validation texts, at most, that the budget is checked on."""
-    per_channel: bool = True
-    """One scale an output channel of the weights; False: one a matrix."""
-    reduce_range: bool = False
-    """7 bits a weight: for processors whose 8-bit products overflow (AVX2 without VNNI)."""
-    embeddings: bool = True
-    """Quantize the embedding tables too."""
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
@@ -79,39 +64,23 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     to calibrate on or to check the budget with, an activation is not finite, or the budget leaves
     no linear layer in int8.
     """
-    refuse_quantized(bundle)
-    matrices(bundle.model)
-    if len(context.train) == 0:
-        raise TechniqueError("there are no training texts to calibrate on: give more data")
+    refuse_uncalibrated(bundle, context)
     labelled = np.flatnonzero(context.validation.labels != UNLABELLED)
     if len(labelled) == 0:
         raise TechniqueError("no validation text has a label to check the budget by: add some")
     validation = context.validation.take(labelled)
     pressed = bundle.copy()
-    pressed.model.to(context.device).eval()
-    seen = calibrate(
-        pressed,
-        context.train.sample(config.calibration_examples, context.seed),
-        lambda: observer(config.observer, ACTIVATIONS, config.percentile),
-        context.progress,
+    seen = calibrated(pressed, config, context)
+    simulation = Simulation(
+        pressed.model, seen.ranges, config.weights, per_channel=config.per_channel
     )
-    weights = grid("int8", symmetric=True, reduce_range=config.reduce_range)
-    simulation = Simulation(pressed.model, seen.ranges, weights, per_channel=config.per_channel)
     search = _Search(pressed, config, context, _units(pressed, seen, config), simulation)
     costs = search.sensitivity(validation.sample(config.sensitivity_examples, context.seed))
     fallback = search.fallback(validation.sample(config.validation_examples, context.seed), costs)
     pressed.model.to("cpu")
     layers = ", ".join(fallback) or "none"
     pressed.notes = {**bundle.notes, NOTE: f"layers that stay in float for accuracy: {layers}"}
-    pressed.export = static_step(
-        bundle.export,
-        seen.ranges,
-        per_channel=config.per_channel,
-        reduce_range=config.reduce_range,
-        embeddings=config.embeddings,
-        sensitivity=costs,
-        fallback=fallback,
-    )
+    pressed.export = config.step(bundle.export, seen.ranges, costs, fallback)
     return pressed
 
 

@@ -111,9 +111,7 @@ def maps(
     found = {}
     for name, matrix in weights.items():
         if name in scales:
-            middle = torch.full_like(scales[name], (grid.low + grid.high) // 2, dtype=torch.int32)
-            axis = 1 if scales[name].dim() else None
-            found[name] = Affine(scales[name], middle, grid, axis)
+            found[name] = affine.of_scale(scales[name], grid, 1)
         else:
             found[name] = affine.of(matrix, grid, 1 if per_channel else None)
     return found

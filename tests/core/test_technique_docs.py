@@ -9,16 +9,17 @@ import pytest
 
 from tasks import technique, technique_docs, technique_results
 from tasks.errors import StoreError
-from tasks.technique_results import Measured, Ratio, RecipeResult, Results, Step
+from tasks.registry.night_facts import Figures, Interval
+from tasks.technique_results import RecipeResult, Results, Step
 
 ROOT = Path(__file__).parents[2]
-PLAIN = Measured(0.86, 6.8, 9.0, 370.0, 90_000_000)
+PLAIN = Figures(0.86, 6.8, 9.0, 370.0, 90_000_000)
 GOOD = RecipeResult(
     recipe="small",
     steps=(Step("structure.layer_drop", "keep 3"), Step("quantization.dynamic", "")),
     verdict="passed", reasons=(), proof="25% fewer parameters, 15 operators in int8", proven=True,
-    measured=Measured(0.85, 2.0, 3.0, 900.0, 20_000_000), loss_points=1.0, loss_bound_points=1.9,
-    speedup_pytorch=Ratio(3.4, 3.3, 3.5), speedup_fp32=Ratio(1.7, 1.6, 1.8), shrink=4.5,
+    measured=Figures(0.85, 2.0, 3.0, 900.0, 20_000_000), loss_points=1.0, loss_bound_points=1.9,
+    speedup_pytorch=Interval(3.4, 3.3, 3.5), speedup_fp32=Interval(1.7, 1.6, 1.8), shrink=4.5,
 )  # fmt: skip
 BROKEN = RecipeResult(
     recipe="broken", steps=(Step("quantization.dynamic", ""),), verdict="failed",

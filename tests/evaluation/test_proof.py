@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from tasks import model_parts
 from tasks.evaluation.proof import Substance, prove, substance
+from tasks.packed import PackedLinear
 from tests import tiny
 
 BASE = Substance(num_parameters=1000, num_zeros=10, size_bytes=4000, num_quantized=0)
@@ -101,3 +103,11 @@ def test_a_technique_of_several_effects_must_show_them_all() -> None:
     assert (both.changed, both.message) == (True, "50% fewer parameters, 20 operators in int8")
     for half in (Substance(1000, 10, 1000, 20), Substance(500, 5, 1000, 0)):
         assert prove(BASE, half, effects).message.startswith("joint.compression changed nothing")
+
+
+def test_zeros_that_were_packed_are_zeros() -> None:
+    part = PackedLinear(2, 8, bits=2, group=8, offset=1.0, bias=False)
+    codes = torch.tensor([[1, 0, 1, 2, 1, 2, 0, 1], [0, 0, 2, 2, 0, 2, 0, 1]])  # 1 stands for zero
+    part.fill(codes, torch.full((2, 1), 0.5))
+    counted = substance(nn.ModuleList([part, nn.Linear(3, 1, bias=False)]), 100, 0)
+    assert (counted.num_zeros, counted.num_parameters) == (5, 19)

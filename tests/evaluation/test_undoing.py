@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from transformers import AlbertConfig
 
-from tasks import lstm, model_parts
+from tasks import lstm, model_parts, packed
 from tasks.bundle import Bundle
 from tasks.evaluation.explained import Undoing
 from tasks.pruning import structured
-from tasks.quantization import affine, dynamic, static
+from tasks.quantization import affine, binary, dynamic, static
 from tasks.stream import stream
 from tasks.structure import layer_drop, sequence_length, vocabulary
+from tasks.training.batches import Examples
 from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 from tasks.training.progress import Silent
@@ -263,3 +264,20 @@ def test_a_recurrent_layer_in_int8_is_told(tmp_path: Path) -> None:
     assert found.parts == ()
     assert found.lost == 0
     assert found.notes[-1].startswith("recurrent layers in int8 are not imitated")
+
+
+def test_packed_layers_are_undone_and_stay_packed(trained: Callable[[str], Bundle]) -> None:
+    baseline, texts = trained("bert"), tiny.examples(64, seed=9)
+    variant = binary.apply(baseline, binary.Config(train=False), tiny.context(Path()))
+    names = packed.found(variant.model).keys()
+    found = undo(baseline, variant, texts, Silent())
+    assert packed.found(variant.model).keys() == names
+    assert {one.part for one in found.parts} == {"layer 0", "layer 1", "layer 2"}
+    assert {one.way for one in found.parts} == {"baseline"}
+    # all that is not undone is packed as before
+    assert found.lost == pytest.approx(_loss(variant, texts) - _loss(baseline, texts), abs=1e-5)
+
+
+def _loss(bundle: Bundle, examples: Examples) -> float:
+    logits = torch.from_numpy(tiny.answers(bundle, examples.texts))
+    return float(nn.functional.cross_entropy(logits, torch.from_numpy(examples.labels)))

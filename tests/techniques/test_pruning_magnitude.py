@@ -133,19 +133,6 @@ def test_other_schedules_prune_before_each_training(settings, begun, monkeypatch
         assert set(watch.shares()[8 * number : 8 * number + 8]) == {share}
 
 
-class _Killer(Silent):
-    """Ends the training after some steps, as a kill would."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.done: list[int] = []
-
-    def advance(self, steps, *, loss=None, rate=None):
-        self.done.append(steps)
-        if sum(self.done) >= self.last:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize(
     ("settings", "killed_at", "resumed"),
     [
@@ -160,8 +147,8 @@ def test_a_killed_pruning_resumes_to_the_same_weights(settings, killed_at, resum
     whole = magnitude.apply(tiny.tiny_bert(), config, tiny.context(tmp_path / "whole"))
     context = tiny.context(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        magnitude.apply(tiny.tiny_bert(), config, replace(context, progress=_Killer(killed_at)))
-    watch = _Killer(100)
+        magnitude.apply(tiny.tiny_bert(), config, replace(context, progress=tiny.Killer(killed_at)))
+    watch = tiny.Killer(100)
     again = magnitude.apply(tiny.tiny_bert(), config, replace(context, progress=watch))
     assert watch.done == resumed  # what was done is not done again
     assert same_weights(whole, again)

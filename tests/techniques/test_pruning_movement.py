@@ -19,7 +19,6 @@ from tasks.pruning import magnitude, movement
 from tasks.pruning.movement import Config, Scores, StraightThrough
 from tasks.training.batches import Encoded, unlabelled
 from tasks.training.config import TrainingConfig
-from tasks.training.progress import Silent
 from tests import tiny
 from tests.techniques.contract import LONG, SHORT, Contract, same_weights, zeros
 from tests.training.test_lstm import tiny_lstm
@@ -314,19 +313,6 @@ def test_a_matrix_of_two_layers_has_one_set_of_scores():
     assert len(list(model.parameters())) == 3
 
 
-class _Killer(Silent):
-    """Ends the training after some steps, as a kill would."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.done: list[int] = []
-
-    def advance(self, steps, *, loss=None, rate=None):
-        self.done.append(steps)
-        if sum(self.done) >= self.last:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("number", [0, 3])
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True, "schedule": "cosine"}])
 def test_a_killed_pruning_resumes_to_the_same_weights(number, more, tmp_path):
@@ -336,8 +322,8 @@ def test_a_killed_pruning_resumes_to_the_same_weights(number, more, tmp_path):
     whole = movement.apply(tiny.tiny_bert(), config, tiny.context(tmp_path / "whole"))
     context = tiny.context(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        movement.apply(tiny.tiny_bert(), config, replace(context, progress=_Killer(6)))
-    resumed = _Killer(9)
+        movement.apply(tiny.tiny_bert(), config, replace(context, progress=tiny.Killer(6)))
+    resumed = tiny.Killer(9)
     again = movement.apply(tiny.tiny_bert(), config, replace(context, progress=resumed))
     assert resumed.done == [5, 1, 1, 1]
     assert same_weights(whole, again)

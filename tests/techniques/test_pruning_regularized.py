@@ -20,7 +20,6 @@ from tasks.pruning import magnitude, regularized
 from tasks.pruning.regularized import Config, Proximal, shrink, shrink_groups
 from tasks.training.batches import Encoded
 from tasks.training.config import TrainingConfig
-from tasks.training.progress import Silent
 from tests import tiny
 from tests.techniques.contract import SHORT, Contract, same_weights, zeros
 from tests.training.test_lstm import tiny_lstm
@@ -369,19 +368,6 @@ def test_other_models_are_pruned(make, number, tmp_path):
     _prove(bundle, regularized.apply(bundle, config, tiny.context(tmp_path)), config)
 
 
-class _Killer(Silent):
-    """Ends the training after some steps, as a kill would."""
-
-    def __init__(self, last: int) -> None:
-        self.last = last
-        self.done: list[int] = []
-
-    def advance(self, steps, *, loss=None, rate=None):
-        self.done.append(steps)
-        if sum(self.done) >= self.last:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("number", [0, 4])
 @pytest.mark.parametrize("step", [6, 11])  # eight with the penalty, eight without
 def test_a_killed_pruning_resumes_to_the_same_weights(number, step, tmp_path):
@@ -391,8 +377,8 @@ def test_a_killed_pruning_resumes_to_the_same_weights(number, step, tmp_path):
     whole = regularized.apply(tiny.tiny_bert(), config, tiny.context(tmp_path / "whole"))
     context = tiny.context(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        regularized.apply(tiny.tiny_bert(), config, replace(context, progress=_Killer(step)))
-    resumed = _Killer(99)
+        regularized.apply(tiny.tiny_bert(), config, replace(context, progress=tiny.Killer(step)))
+    resumed = tiny.Killer(99)
     again = regularized.apply(tiny.tiny_bert(), config, replace(context, progress=resumed))
     done_again = {6: [5, 1, 1, 1, 0, *[1] * 8], 11: [8, 2, *[1] * 6]}
     assert resumed.done == done_again[step]

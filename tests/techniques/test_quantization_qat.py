@@ -129,30 +129,11 @@ def test_a_model_learns_in_rounded_values_and_is_served_so(tmp_path):
 
 
 def test_a_killed_training_goes_on_with_its_steps(tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Progress:
-        """Dies at the sixth step."""
-
-        def __init__(self, left):
-            self.left = left
-
-        def say(self, line): ...
-        def start(self, description, total): ...
-        def stop(self): ...
-
-        def advance(self, steps, *, loss=None, rate=None):
-            if loss is not None:
-                self.left -= 1
-                if self.left == 0:
-                    raise Killed
-
     training = {**SHORT, "checkpoint_seconds": 1e-9}
     config = qat.Config(training=training, step_rate=0.05)
     whole = qat.apply(tiny.tiny_bert(), config, _context(tmp_path / "whole"))
-    context = replace(_context(tmp_path / "killed"), progress=Progress(6))
-    with pytest.raises(Killed):
+    context = replace(_context(tmp_path / "killed"), progress=tiny.Killer(6))
+    with pytest.raises(KeyboardInterrupt):
         qat.apply(tiny.tiny_bert(), config, context)
     again = qat.apply(tiny.tiny_bert(), config, _context(tmp_path / "killed"))
     assert same_weights(whole, again)

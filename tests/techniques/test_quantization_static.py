@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from tasks import affine
-from tasks.calibration import ACTIVATIONS, Simulation
+from tasks.calibration import ACTIVATIONS, Simulation, calibrate
 from tasks.errors import TechniqueError
 from tasks.model_parts import is_linear
 from tasks.observers import MinMax
@@ -166,7 +166,7 @@ def test_scales_and_weights_are_those_of_onnx_runtimes_own_quantizer(tmp_path, m
         )
     theirs = onnx.load(str(tmp_path / "theirs.onnx")).graph
     tensors = {t.name: numpy_helper.to_array(t) for t in theirs.initializer}
-    seen = static.calibrate(bundle, unlabelled(texts), MinMax, tiny.Silent())
+    seen = calibrate(bundle, unlabelled(texts), MinMax, tiny.Silent())
     weights = affine.grid("int8", symmetric=True)
     for node in nodes:
         name = node.name.removeprefix("/model/").rpartition("/")[0].replace("/", ".")
@@ -310,7 +310,7 @@ def _quantized(tmp_path):
 
 
 def test_what_cannot_be_quantized_is_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(static, "calibrate", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(static, "calibrated", lambda *_: pytest.fail("work was done"))
     context = tiny.context(tmp_path)
     silent = Examples(context.validation.texts, np.full(32, UNLABELLED))
     cases = [

@@ -18,7 +18,6 @@ from tasks.pruning import magnitude, structured
 from tasks.runtime.export import export
 from tasks.structure import layer_drop, weight_sharing
 from tasks.structure.weight_sharing import Config, distance, families_of, grouped, tie
-from tasks.training.progress import Silent
 from tests import tiny
 from tests.runtime.test_export import centred, logits, quantized
 from tests.techniques.contract import LONG, SHORT, Contract, accuracy, same_weights
@@ -152,24 +151,12 @@ def test_two_names_have_one_storage_after_training_and_reload(kind, tmp_path):
     assert len({m.weight.data_ptr() for m in _matrices(again)}) == 4
 
 
-class _Dies(Silent):
-    """A progress whose process dies after three steps."""
-
-    def __init__(self):
-        self.steps = 0
-
-    def advance(self, steps, *, loss=None, rate=None):
-        self.steps += steps
-        if self.steps > 3:
-            raise KeyboardInterrupt
-
-
 def test_a_training_that_was_killed_goes_on_with_the_matrices_shared(tmp_path):
     config = Config(training={**SHORT, "checkpoint_seconds": 1e-9})
     whole = weight_sharing.apply(tiny.tiny_bert(), config, tiny.context(tmp_path / "whole"))
     context = tiny.context(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
-        weight_sharing.apply(tiny.tiny_bert(), config, replace(context, progress=_Dies()))
+        weight_sharing.apply(tiny.tiny_bert(), config, replace(context, progress=tiny.Killer(4)))
     assert list((tmp_path / "killed").iterdir())
     resumed = weight_sharing.apply(tiny.tiny_bert(), config, context)
     assert same_weights(resumed, whole)
