@@ -35,7 +35,8 @@ from tasks.technique import Context
 from tasks.training.batches import Encoded, Examples
 
 EFFECT = "activation"
-LEAVES = REFUSES = ("no GELU",)
+LEAVES = ("no GELU",)
+REFUSES = ("recurrent layers", "no GELU")
 _SETTINGS = ("hidden_act", "activation", "activation_function")
 """What configurations call it: BERT and most, DistilBERT, GPT-2."""
 _BATCH = 32

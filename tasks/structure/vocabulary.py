@@ -40,6 +40,7 @@ _BATCH = 1000
 
 EFFECT = "parameters"
 NOTE = "structure.vocabulary"
+_TRAINING = "the tokens of training texts alone"
 
 
 class Config(Frozen):
@@ -47,6 +48,19 @@ class Config(Frozen):
 
     transfer: bool = True
     """Keep what the unlabelled texts of other domains need, too."""
+
+
+def _leaves(config: Config) -> tuple[str, ...]:
+    return ("a cut vocabulary", *(() if config.transfer else (_TRAINING,)))
+
+
+def _refuses(config: Config) -> tuple[str, ...]:
+    # what training texts need is the least; what others need too may be cut to that
+    return ("a cut vocabulary",) if config.transfer else (_TRAINING,)
+
+
+LEAVES = _leaves
+REFUSES = _refuses
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
