@@ -66,9 +66,11 @@ REFUSES = _refuses
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with the tokens and rows that are left.
 
-    Raises TechniqueError where the tokenizer is no WordPiece, where nothing would be dropped, or
-    where a text of the data would be cut into other pieces.
+    Raises TechniqueError where there are no texts, the tokenizer is no WordPiece, nothing would be
+    dropped, or a text of the data would be cut into other pieces.
     """
+    if len(context.train) == 0:
+        raise TechniqueError("there are no training texts to take the tokens from: give more data")
     texts = [*context.train.texts, *(context.transfer.texts if config.transfer else ())]
     tokenizer, kept = shrunken(bundle.tokenizer, texts)
     table = replacements.token_table(bundle.model)

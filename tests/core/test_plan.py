@@ -290,9 +290,9 @@ def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
             "which leaves factorized embeddings: put it before that step, or leave one of them out",
         ),
         (
-            {"a": [{"structure.activation": {"function": "relu"}}] * 2},
-            "recipes.a[1] structure.activation: it cannot follow `structure.activation`, which "
-            "leaves no GELU: leave one of them out",
+            {"a": ["structure.weight_sharing"] * 2},
+            "recipes.a[1] structure.weight_sharing: it cannot follow `structure.weight_sharing`, "
+            "which leaves shared matrices: leave one of them out",
         ),
         (
             {"a": ["quantization.binary", "distillation.logits"]},

@@ -1,15 +1,22 @@
-"""What a technique refuses when a night is planned, it refuses too when it is asked directly."""
+"""What every technique refuses before any training, in one line.
+
+Whatever it refuses when a night is planned it refuses too when it is asked directly.
+"""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tasks import chains, technique
 from tasks.bundle import Bundle
 from tasks.chains import Link
 from tasks.errors import TechniqueError
+from tasks.technique import Context
+from tasks.training.batches import Examples, unlabelled
 from tests import tiny
 from tests.techniques.test_contract import contract_of
 
@@ -46,14 +53,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     return made
 
 
+def _context(scratch: Path, teacher: Bundle | None = None) -> Context:
+    model = teacher or tiny.tiny_bert(seed=5)
+    wise = [tiny.WiseTeacher(labels=model.labels, model=model) for _ in range(2)]
+    return tiny.context(scratch, wise[0], other=wise[1])
+
+
 def _apply(name: str, number: int, before: Bundle, teacher: Bundle | None, scratch: Path) -> Bundle:
     config = technique.config_class(name).model_validate(contract_of(name).good[number])
-    model = teacher or tiny.tiny_bert(seed=5)
-    context = tiny.context(
-        scratch, tiny.WiseTeacher(model=model), other=tiny.WiseTeacher(model=model)
-    )
-    after: Bundle = technique.load(name).apply(before, config, context)
+    after: Bundle = technique.load(name).apply(before, config, _context(scratch, teacher))
     return after
+
+
+def _refused(scratch: Path, error: TechniqueError) -> None:
+    assert len(str(error).splitlines()) == 1
+    assert not list(scratch.rglob("*.safetensors"))  # nothing was trained
 
 
 @pytest.mark.parametrize(("what", "name", "number", "in_teacher"), REFUSED)
@@ -64,8 +78,70 @@ def test_what_the_plan_refuses_the_technique_refuses_before_any_training(
     before, teacher = (whole, spoilt) if in_teacher else (spoilt, None)
     with pytest.raises(TechniqueError) as caught:
         _apply(name, number, before, teacher, tmp_path)
-    assert len(str(caught.value).splitlines()) == 1
-    assert not list(tmp_path.rglob("*.safetensors"))
+    _refused(tmp_path, caught.value)
+
+
+every_example = pytest.mark.parametrize(
+    ("name", "number"), [pytest.param(n, i, id=link.place) for n, i, link in EXAMPLES]
+)
+
+
+@every_example
+@pytest.mark.parametrize("transfer", [True, False])
+def test_without_training_texts_nothing_is_measured(
+    name: str, number: int, transfer: bool, tmp_path: Path
+) -> None:
+    module = technique.load(name)
+    config = module.Config.model_validate(contract_of(name).good[number])
+    none = Examples([], np.zeros(0, dtype=np.int64))
+    whole = _context(tmp_path)
+    context = replace(whole, train=none, transfer=whole.transfer if transfer else unlabelled([]))
+    reason = None
+    try:
+        module.apply(tiny.tiny_bert(), config, context)
+    except TechniqueError as error:
+        reason = error
+    if reason is None:  # it reads no text, or learns from a teacher's answers about others
+        assert not technique.reads_data(module, config) or (transfer and _taught(config))
+    else:
+        assert "training text" in str(reason)
+        _refused(tmp_path, reason)
+
+
+def _taught(config: Any) -> bool:
+    return bool(getattr(config, "teacher", None) or getattr(config, "teachers", None))
+
+
+@every_example
+def test_a_teacher_of_other_labels_teaches_nothing(name: str, number: int, tmp_path: Path) -> None:
+    config = technique.config_class(name).model_validate(contract_of(name).good[number])
+    if not _taught(config):
+        return
+    stranger = tiny.tiny_bert(seed=5, labels=("bad", "good"))
+    with pytest.raises(
+        TechniqueError, match=r"^teacher `\w+` knows the labels bad, good, not"
+    ) as e:
+        _apply(name, number, tiny.tiny_bert(), stranger, tmp_path)
+    _refused(tmp_path, e.value)
+
+
+WIDER = {"layers": 9, "hidden": 99, "ffn": 99, "heads": 9}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in technique.names() if "student" in technique.config_class(n).model_fields]
+)
+@pytest.mark.parametrize("width", WIDER)
+def test_a_student_wider_than_the_teacher_it_is_cut_from(
+    name: str, width: str, tmp_path: Path
+) -> None:
+    student = {width: WIDER[width], "init": "first"}
+    given = {**contract_of(name).good[0], "student": student}
+    config = technique.config_class(name).model_validate(given)
+    words = rf"student's `{width}` {WIDER[width]} is more than its teacher's \d+: a cut can only"
+    with pytest.raises(TechniqueError, match=words) as caught:
+        technique.load(name).apply(tiny.tiny_bert(), config, _context(tmp_path))
+    _refused(tmp_path, caught.value)
 
 
 def test_all_that_is_declared_is_understood() -> None:
