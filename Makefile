@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help nightly quick test test-fast check format lock clean
+.PHONY: help nightly quick test test-fast check format docs techniques lock clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,6 +31,12 @@ check: $(READY) ## format, lint, types, import rules
 format: $(READY) ## put the code into form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## write docs/techniques.md from the code and the last results
+	$(BIN)/python -m tasks.technique_docs
+
+techniques: $(READY) ## press every recipe, and make the table of techniques from that night (hours)
+	$(BIN)/python -m benchmarks.techniques
 
 lock: ## resolve the dependencies anew into requirements.lock
 	rm -rf $(VENV)-lock

@@ -1,5 +1,6 @@
 """The night: data → validation → baseline → variants → gates → registry → report."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,13 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows import console, variant
+from tasks import explanations, steps
 from tasks import plan as planning
-from tasks import steps
 from tasks.clock import Clock
 from tasks.data import gate
 from tasks.data.model import FetchedModel
 from tasks.data.pipeline import PreparedData
+from tasks.evaluation.explained import Undoing
 from tasks.night import Night
 from tasks.plan import Inputs
 from tasks.press import Ground, Pressed
@@ -115,7 +117,23 @@ def _try(night: Night, pressed: Pressed, clock: Clock, progress: Progress) -> Tr
         measured = _limited(steps.measure_all, night)(night, exports, progress)
     incumbent = champion.key if champion is not None and champion.key in exports else None
     tried: Trial = steps.judge(night, exports, answers, eager, measured, incumbent)
-    return tried
+    return replace(tried, undone=_explain(night, tried, clock, progress))
+
+
+def _explain(night: Night, tried: Trial, clock: Clock, progress: Progress) -> dict[str, Undoing]:
+    """Return, of every variant that loses too much, which of its layers do; in words where not."""
+    undone, lossy = {}, explanations.lossy(night, tried)
+    if lossy:
+        progress.say(f"undoing the layers of {len(lossy)} variants that lose too much")
+    for key in lossy:
+        with clock.phase("explaining", "work"):
+            state = _limited(steps.explain, night)(night, key, progress, return_state=True)
+        undone[key] = (
+            state.result()
+            if state.is_completed()
+            else Undoing(notes=(f"no layer could be undone: {steps.reason(state)}",))
+        )
+    return undone
 
 
 def _outcome(night: Night, key: str, pressed: Pressed, step: Any, *given: Any) -> Any:

@@ -163,7 +163,8 @@ def _select(settings: Settings, only: Sequence[str]) -> Settings:
             teachers = [t for step in kept[name] for t in _taught_by(step)]
             waiting += [t for t in teachers if t in settings.recipes]
     ordered = {name: steps for name, steps in settings.recipes.items() if name in kept}
-    return settings.model_copy(update={"recipes": ordered})
+    # what was chosen is no longer a choice: a flow's parameters are checked again
+    return settings.model_copy(update={"recipes": ordered, "tonight": None})
 
 
 def _taught_by(step: Step) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import exports, trial, versioning
+from tasks import explanations, exports, trial, versioning
 from tasks import press as pressing
 from tasks.clock import Clock
 from tasks.data import gate, pipeline
@@ -19,6 +19,7 @@ from tasks.data.model import FetchedModel, fetch_model
 from tasks.data.pipeline import PreparedData
 from tasks.data.validation import Validation
 from tasks.errors import NightpressError, ServiceAway, SourceAway
+from tasks.evaluation.explained import Undoing
 from tasks.evaluation.quality import Quality
 from tasks.exports import Export
 from tasks.night import Night
@@ -122,6 +123,12 @@ def judge(
 ) -> Trial:
     """Hold every variant against the gates."""
     return trial.judge(night, models, answers, eager, measured, incumbent)
+
+
+@_step("explain", "gates")
+def explain(night: Night, key: str, progress: Progress) -> Undoing:
+    """Find which layers cost a variant that loses too much."""
+    return explanations.undoing(night, key, progress)
 
 
 @_step("register", "registry", network=True)

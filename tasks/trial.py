@@ -6,7 +6,7 @@ What is judged comes from one measurement: latencies of different runs are never
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import pandas as pd
 from tasks import files, predictions, store, technique
 from tasks.code_hash import code_hash
 from tasks.evaluation import gates, paired, pareto, proof
-from tasks.evaluation.explained import Changed, most_changed
+from tasks.evaluation.explained import Changed, Undoing, most_changed
 from tasks.evaluation.gates import Evidence, Verdict
 from tasks.evaluation.paired import PairedLoss
 from tasks.evaluation.pareto import Candidate
@@ -82,6 +82,8 @@ class Trial:
     better: bool
     """Whether `best` beats the incumbent: by the objective, with no more accuracy lost against it
     than against the baseline."""
+    undone: Mapping[str, Undoing] = field(default_factory=dict)
+    """Variant that loses too much → what is regained by undoing each of its parts."""
 
 
 @dataclass(frozen=True)
@@ -349,7 +351,7 @@ def _substance(workspace: Workspace, export: Export) -> proof.Substance:
     path = export.folder.with_suffix(".substance.json")
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     # an earlier version may have counted less
-    if kept.keys() != {field.name for field in fields(proof.Substance)}:
+    if kept.keys() != {one.name for one in fields(proof.Substance)}:
         bundle, facts = store.load(workspace, export.node), export.facts
         counted = proof.substance(
             bundle.model,

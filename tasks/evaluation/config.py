@@ -27,6 +27,9 @@ class EvaluationConfig(Frozen):
     """Labelled texts of each other domain that models are asked."""
     max_robustness_texts: int = Field(default=250, ge=0)
     """Test texts that models are asked again with typing errors, in capitals, and so on."""
+    max_undoing_texts: int = Field(default=256, ge=0)
+    """Validation texts that a variant which loses too much is asked with one layer undone at a
+    time; 0: none is."""
     resamples: int = Field(default=5000, ge=200)
     """Bootstrap resamples."""
     seed: int = 13

@@ -1,11 +1,15 @@
-"""Where a model's accuracy went: by label, by other text, and by example."""
+"""Where a model's accuracy went: by label, by other text, by example, and by layer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from tasks.evaluation.quality import Quality
+
+Way = Literal["baseline", "float"]
+"""How a part is undone: the baseline's own in its place, or out of integers into float."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,33 @@ class Changed:
     """Probability that the baseline gives the true label."""
     after: float
     """Probability that the variant gives it."""
+
+
+@dataclass(frozen=True)
+class Undone:
+    """What is regained by undoing one part of a variant alone; negative where it does harm."""
+
+    part: str
+    way: Way
+    points: float
+    """Of accuracy."""
+    loss: float
+    """Mean cross-entropy, in nats."""
+
+
+@dataclass(frozen=True)
+class Undoing:
+    """A variant with one part undone at a time, on validation texts, in PyTorch."""
+
+    num_texts: int = 0
+    lost_points: float = 0.0
+    """Accuracy that the variant loses on these texts against the baseline, in points."""
+    lost: float = 0.0
+    """Mean cross-entropy that it has more than the baseline there, in nats."""
+    parts: tuple[Undone, ...] = ()
+    """Those first that regain most cross-entropy."""
+    notes: tuple[str, ...] = ()
+    """What could not be undone, or is the baseline's already, in words."""
 
 
 def recall_change(before: Quality, after: Quality) -> dict[str, float]:

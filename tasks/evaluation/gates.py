@@ -9,6 +9,9 @@ from tasks.evaluation.proof import Proof
 from tasks.evaluation.quality import Quality
 from tasks.runtime.latency import Ratio
 
+ACCURACY = frozenset({"loss", "loss bound", "floor", "recall"})
+"""The gates on accuracy, by name."""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -43,6 +46,11 @@ class Verdict:
     def passed(self) -> bool:
         """Tell whether every gate was passed."""
         return all(gate.passed for gate in self.gates)
+
+    @property
+    def proof(self) -> str:
+        """Return what the variant's effect is proven by, or why it is not."""
+        return next(gate.message for gate in self.gates if gate.name == "effect")
 
     @property
     def reasons(self) -> tuple[str, ...]:

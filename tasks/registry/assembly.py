@@ -164,6 +164,8 @@ def variant_row(
             **lost_elsewhere(baseline.robustness, answers.robustness),
         },
         changed=answers.changed,
+        undoing=trial.undone.get(key),
+        proof=verdict.proof,
         on_front=key in trial.front,
         cached=cached,
         version=version,

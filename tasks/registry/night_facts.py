@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.errors import StoreError
-from tasks.evaluation.explained import Changed
+from tasks.evaluation.explained import Changed, Undoing
 
 FORMAT = 1
 
@@ -73,6 +73,10 @@ class VariantRow:
     """Other domain, or change of the test texts → points lost there against the baseline's own."""
     changed: tuple[Changed, ...] = ()
     """Test texts that only the baseline gets right, the worst first."""
+    undoing: Undoing | None = None
+    """What is regained by undoing one part at a time, where too much is lost."""
+    proof: str = ""
+    """What its effect is proven by, or why it is not."""
     on_front: bool = False
     """No other variant that passes is both more accurate and faster."""
     cached: bool = False

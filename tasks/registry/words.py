@@ -62,9 +62,9 @@ def lost(row: VariantRow) -> str:
     return f"{row.loss_points + 0.0 if abs(row.loss_points) >= 0.005 else 0.0:.2f}{bound}"
 
 
-def signed(value: float) -> str:
-    """Return a change with its sign and two decimals."""
-    return f"{value + 0.0:+.2f}" if abs(value) >= 0.005 else "0.00"
+def signed(value: float, digits: int = 2) -> str:
+    """Return a change with its sign; one that would round to zero has none."""
+    return f"{value:+.{digits}f}" if abs(value) >= 0.5 * 10**-digits else f"{0:.{digits}f}"
 
 
 def duration(seconds: float) -> str:

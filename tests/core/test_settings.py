@@ -157,6 +157,14 @@ def test_tonight_are_the_recipes_named_and_their_teachers_unless_all_are_asked_f
     assert list(settings.load(params, only=["all"]).recipes) == ["int8", "small", "taught"]
 
 
+def test_what_was_chosen_is_whole_settings_again(params: Path) -> None:
+    params.write_text(GOOD + "tonight: [taught]\n")
+    for only in (None, ["small"], ["all"]):
+        chosen = settings.load(params, only=only)
+        again = settings.Settings.model_validate(chosen.model_dump(mode="json"))
+        assert again.recipes == chosen.recipes
+
+
 def test_tonight_must_name_recipes(params: Path) -> None:
     params.write_text(GOOD.replace("profiles:", "tonight: [smal]\nprofiles:"))
     with pytest.raises(SettingsError, match="`tonight`: no recipe `smal`; did you mean `small`"):

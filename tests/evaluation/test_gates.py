@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tasks.evaluation.config import GatesConfig
-from tasks.evaluation.gates import Evidence, Verdict, judge
+from tasks.evaluation.gates import ACCURACY, Evidence, Verdict, judge
 from tasks.evaluation.paired import PairedLoss
 from tasks.evaluation.proof import Proof
 from tasks.evaluation.quality import Quality
@@ -42,6 +42,12 @@ def test_a_good_variant_passes() -> None:
     verdict = judge(GOOD, LIMITS)
     assert failed(verdict) == []
     assert all(gate.message for gate in verdict.gates)
+
+
+def test_the_gates_on_accuracy_are_among_all_and_the_effect_is_told() -> None:
+    verdict = judge(GOOD, LIMITS)
+    assert {gate.name for gate in verdict.gates} == ACCURACY | {"effect", "gain"}
+    assert verdict.proof == "15 operators in int8"
 
 
 @pytest.mark.parametrize(

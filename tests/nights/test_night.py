@@ -95,6 +95,25 @@ def test_two_workers_press_the_same_tree(night: Path, tmp_path: Path) -> None:
     assert sorted(events(root, "published")) == sorted(n["key"] for n in told["nodes"])
 
 
+def test_what_loses_too_much_is_explained_layer_by_layer_once(night: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(night, root)
+    for _ in range(2):
+        done = workspaces.nightpress(root, "run", "--json", "-S", "gates.max_loss_points=-101")
+        assert done.returncode == 0, done.stderr
+        variants = {row["recipe"]: row for row in json.loads(done.stdout)["variants"]}
+        assert {row["verdict"] for row in variants.values()} == {"rejected"}
+        assert all(row["proof"] for row in variants.values())
+        parts = {
+            name: {(one["part"], one["way"]) for one in row["undoing"]["parts"]}
+            for name, row in variants.items()
+        }
+        assert ("layer 1", "float") in parts["int8"]
+        assert "not put back: layer 0, layer 1" in variants["short"]["undoing"]["notes"][0]
+        assert len(list((root / ".nightpress/cache/undoings").iterdir())) == 3
+    assert "one part undone at a time" in (root / "report.html").read_text()
+
+
 def test_plan_shows_all_cached(night: Path) -> None:
     done = workspaces.nightpress(night, "plan", "--json")
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluation.explained import Changed
+from tasks.evaluation.explained import Changed, Undoing, Undone
 from tasks.registry.facts import DataFacts, VariantFacts
 from tasks.registry.night_facts import (
     CheckRow,
@@ -85,6 +85,14 @@ def night(**changes: Any) -> NightFacts:
             reasons=("accuracy lost: 6.00 points, at most 1.00",),
             recall_change={"negative": -8.0, "positive": 1.5},
             lost_elsewhere={"news": 3.25},
+            undoing=Undoing(
+                256,
+                5.5,
+                0.1234,
+                (Undone("layer 1", "float", 4.5, 0.1), Undone("pooler", "baseline", -1.0, -0.02)),
+                ("not put back: layer 0 (<i>why</i>)",),
+            ),
+            proof="50% zeros",
             changed=(Changed("good <i>film</i>", "positive", "negative", 0.91, 0.12),),
         ),
         VariantRow("broken", key("broken"), ("pruning.magnitude",), "failed", ("loss is nan",)),

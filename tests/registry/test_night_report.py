@@ -128,6 +128,20 @@ def test_page_tells_where_the_accuracy_went():
     assert "positive: 91% before, 12% after" in page
 
 
+def test_page_tells_which_layers_lose_it_and_what_could_not_be_undone():
+    page = night_report.html(samples.night())
+    assert "on 256 validation texts, in PyTorch, it loses 5.50 points and 0.1234 nats" in page
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", line) for line in page.splitlines()]
+    assert ["layer 1", "leaving it in float", "+0.1000", "+4.50"] in rows
+    assert ["pooler", "the baseline&#39;s own", "-0.0200", "-1.00"] in rows
+    assert "not put back: layer 0 (&lt;i&gt;why&lt;/i&gt;)" in page
+    assert "No part brings anything back" not in page
+
+
+def test_page_tells_what_the_effect_is_proven_by():
+    assert '<span class="sub">50% zeros</span>' in night_report.html(samples.night())
+
+
 def test_page_shows_every_node_below_its_parent():
     order = [(depth, node.technique) for depth, node in night_report.tree(samples.night().nodes)]
     assert order == [
