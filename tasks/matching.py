@@ -50,17 +50,18 @@ class Seen:
 def attentions(model: PreTrainedModel) -> list[Attention]:
     """Return the attention of every layer, first to last; a shared one stands in each place.
 
-    Raises TechniqueError where the architecture is unknown.
+    Raises TechniqueError where the architecture is unknown, or its matrices are packed.
     """
     if model.config.model_type == "albert":
         return _of_albert(model)
     try:
-        parts = model_parts.layers(model)
+        model_parts.layer_list(model)
     except TechniqueError as error:
         raise TechniqueError(
             f"the attention of a model of type `{model.config.model_type}` is not known, so that "
             "it cannot be matched: learn answers alone with `distillation.logits`"
         ) from error
+    parts = model_parts.layers(model)
     return [
         Attention(
             part.projections,
@@ -83,6 +84,7 @@ def _of_albert(model: PreTrainedModel) -> list[Attention]:
     for place in range(config.num_hidden_layers):
         group = groups[place * len(groups) // config.num_hidden_layers]
         layer = group.albert_layers[0].attention
+        model_parts.require_matrices((layer.query, layer.key, layer.value))
         found.append(
             Attention(
                 (layer.query, layer.key, layer.value),

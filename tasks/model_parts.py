@@ -4,7 +4,7 @@ Known: BERT and its kin, DistilBERT, MPNet, GPT-2. What is cut keeps its paramet
 model's `config` keeps the widths that it was built with, and `tasks.bundle` records the real ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,7 @@ def layer_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def layers(model: PreTrainedModel) -> list[Layer]:
     """Return the model's layers with their parts, first to last.
 
-    Raises TechniqueError where the architecture is unknown.
+    Raises TechniqueError where the architecture is unknown, or matrices are packed.
     """
     path, found = layer_list(model)
     family = _FAMILIES[model.config.model_type]
@@ -189,6 +189,10 @@ def layers(model: PreTrainedModel) -> list[Layer]:
                 norms=tuple(module.get_submodule(norm) for norm in family.norms),
                 family=family,
             )
+        )
+        part = parts[-1]
+        require_matrices(
+            (*part.projections, part.attention_output, part.ffn_input, part.ffn_output)
         )
     return parts
 
@@ -245,6 +249,15 @@ def every_name(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Return `names` of parameters, and the others that those have where they are tied."""
     others = {name: group for group in tied(model) for name in group}
     return tuple(dict.fromkeys(each for name in names for each in others.get(name, [name])))
+
+
+def require_matrices(modules: Iterable[nn.Module]) -> None:
+    """Raise TechniqueError where one of a layer's linear modules is packed into few bits."""
+    if not all(is_linear(module) for module in modules):
+        raise TechniqueError(
+            "the matrices of the layers are packed in few bits, and can neither be cut nor "
+            "compared: take the model as it was before its quantization"
+        )
 
 
 def require_untied(model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from tasks import files, technique
+from tasks import chains, files, technique
 from tasks.code_hash import code_hash
 from tasks.errors import SettingsError
 from tasks.frozen import Frozen
@@ -137,6 +137,8 @@ class _Planner:
         self.device_class = device_class(inputs.device)
         self.nodes: dict[str, Node] = {}
         self.chains: dict[str, tuple[str, ...]] = {}
+        recurrent = {chains.RECURRENT: None} if settings.baseline.lstm is not None else {}
+        self.states = {BASELINE: chains.State(recurrent)}
         self.open: list[str] = []
 
     def plan(self) -> Plan:
@@ -157,23 +159,20 @@ class _Planner:
             circle = " → ".join([*self.open[self.open.index(name) :], name])
             raise SettingsError(f"recipes teach each other in a circle: {circle}")
         self.open.append(name)
-        chain, last = [baseline], None
-        left: dict[str, str] = {}
+        chain, state = [baseline], self.states[BASELINE]
         for index, step in enumerate(self.settings.recipes[name]):
             place = f"recipes.{name}[{index}] {step.technique}"
             module = _located(place, step)
-            if last is not None:
-                raise SettingsError(f"{place}: nothing can follow `{last}`, the last step there is")
             config = self._configure(place, step)
-            left = _left(place, step, module, config, left)
             teachers = {t: self._teacher(place, t, baseline) for t in _teachers(config)}
+            link = chains.link(place, step.technique, module, config)
+            state = chains.follow(state, link, {t: self.states[t] for t in teachers})
             reads_data = technique.reads_data(module, config)
             chain.append(
                 self._add(step.technique, config, chain[-1], teachers, reads_data=reads_data)
             )
-            last = step.technique if getattr(module, "LAST", False) else None
         self.open.pop()
-        self.chains[name] = tuple(chain)
+        self.chains[name], self.states[name] = tuple(chain), state
         return chain[-1]
 
     def _teacher(self, place: str, name: str, baseline: str) -> str:
@@ -227,24 +226,6 @@ class _Planner:
             key, Node(key, name, settings, parent, dict(teachers), self.settings.seed, code)
         )
         return key
-
-
-def _left(
-    place: str, step: Step, module: Any, config: Frozen, before: Mapping[str, str]
-) -> dict[str, str]:
-    """Return what is left in a model after a step → the step that left it.
-
-    Raises SettingsError where the step does not cope with what is left `before` it.
-    """
-    # a student is a model of its own
-    left = {} if getattr(config, "student", None) is not None else dict(before)
-    for what in technique.declared(module, "REFUSES", config):
-        if what in left:
-            raise SettingsError(
-                f"{place}: it cannot follow `{left[what]}`, which leaves {what}: put it before "
-                "that step, or leave one of them out"
-            )
-    return {**left, **dict.fromkeys(technique.declared(module, "LEAVES", config), step.technique)}
 
 
 def _teachers(config: Frozen) -> tuple[str, ...]:

@@ -147,7 +147,18 @@ def _apply(workspace: Workspace, node: Node, ground: Ground, given: Context) -> 
     config_class = technique.config_class(node.technique)
     module = technique.load(node.technique)
     made: Bundle = module.apply(parent, config_class.model_validate(node.settings), given)
+    _require_numbers(made)
     return made
+
+
+def _require_numbers(bundle: Bundle) -> None:
+    """Raise TechniqueError where what came out holds weights that are no numbers."""
+    for name, tensor in bundle.model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise TechniqueError(
+                f"the weights of `{name}` came out as no numbers: lower `learning_rate`, or leave "
+                "the step out"
+            )
 
 
 def _context(

@@ -71,7 +71,7 @@ _PATHS = {
 class Stream:
     """The modules in which the width of the residual stream lives."""
 
-    tables: tuple[nn.Embedding, ...]
+    tables: tuple[nn.Module, ...]
     """Embeddings that are the stream's beginning; none where a projection is."""
     projection: nn.Module | None
     norms: tuple[nn.LayerNorm, ...]
@@ -95,6 +95,14 @@ class Stream:
     def own_norms(self) -> tuple[nn.LayerNorm, ...]:
         """The norms over the stream: all, but for that of embeddings which are then projected."""
         return self.norms if self.projection is None else self.norms[1:]
+
+    def require_tables(self) -> None:
+        """Raise TechniqueError where the embeddings are factorized: they cannot be narrowed."""
+        if not all(isinstance(table, nn.Embedding) for table in self.tables):
+            raise TechniqueError(
+                "the embeddings are factorized, and cannot be made narrower: put "
+                "`structure.factorized_embedding` behind this step"
+            )
 
     def keep(self, dimensions: Sequence[int], pooled: Sequence[int] | None = None) -> None:
         """Remove all dimensions but `dimensions` (ascending), in place.
@@ -123,7 +131,7 @@ class Stream:
     def _keep_beginning(self, index: torch.Tensor) -> None:
         for table in self.tables:
             keep_entries(table, "weight", index, dim=1)
-            table.embedding_dim = len(index)
+            table.embedding_dim = len(index)  # type: ignore[assignment]
         if self.projection is not None:
             keep_outputs(self.projection, index)
 
@@ -131,8 +139,7 @@ class Stream:
 def stream(model: PreTrainedModel) -> Stream:
     """Return the residual stream of the model.
 
-    Raises TechniqueError where the architecture is unknown, shares one layer's weights, or its
-    embeddings are no plain tables any more.
+    Raises TechniqueError where the architecture is unknown or shares one layer's weights.
     """
     path, layers = model_parts.layer_list(model)
     parts = model_parts.layers(model)
@@ -144,11 +151,6 @@ def stream(model: PreTrainedModel) -> Stream:
     norms = [model.get_submodule(name) for name in names]
     assert all(isinstance(norm, nn.LayerNorm) for norm in norms)
     tables = [base.get_submodule(table) for table in paths.embeddings]
-    if not all(isinstance(table, nn.Embedding) for table in tables):
-        raise TechniqueError(
-            "the embeddings are factorized, and cannot be made narrower: put "
-            "`structure.factorized_embedding` behind this step"
-        )
     projected = paths.projection is not None and hasattr(base, paths.projection)
     return Stream(
         tables=() if projected else tuple(tables),

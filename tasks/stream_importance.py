@@ -145,7 +145,8 @@ def _magnitudes(model: PreTrainedModel, found: Stream) -> StreamImportance:
     for writer in (*writers, *([found.projection] if found.projection is not None else [])):
         dimensions += squares(writer, "outputs")
     for table in found.tables:
-        dimensions += table.weight.detach().double().square().sum(0).cpu()
+        if isinstance(table, nn.Embedding):  # a factorized one cannot be narrowed in any case
+            dimensions += table.weight.detach().double().square().sum(0).cpu()
     for norm in found.own_norms:
         dimensions += (norm.weight.double().square() + norm.bias.double().square()).detach().cpu()
     pooled = torch.zeros(0, dtype=torch.float64)

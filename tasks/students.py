@@ -8,7 +8,7 @@ loss, to first order (`tasks.importance`, `tasks.stream_importance`).
 """
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -63,6 +63,50 @@ class StudentConfig(Frozen):
     def widths(self) -> dict[str, int]:
         """Return the sizes that are given."""
         return self.model_dump(exclude_none=True, exclude={"init", "lstm"})
+
+
+_OF_TEXTS = ("a cut vocabulary", "the tokens of training texts alone", "shortened texts")
+_OF_KIND = ("no GELU", "recurrent layers")
+
+
+class Taught(Protocol):
+    """Settings of a technique that teaches a student."""
+
+    @property
+    def student(self) -> StudentConfig | None:
+        """A smaller model; None: the node before."""
+        ...
+
+
+def leaves(config: Taught) -> tuple[str, ...]:
+    """Return what a student has of its own (`LEAVES` in `tasks/technique.py`)."""
+    return ("recurrent layers",) if config.student and config.student.lstm else ()
+
+
+def refuses(config: Taught) -> tuple[str, ...]:
+    """Return what a model may not have that a student is made after, or cut from (`REFUSES`)."""
+    wanted = config.student
+    if wanted is None or wanted.lstm is not None:
+        return ()
+    widths = wanted.widths()
+    if wanted.init == "fresh":
+        return ("recurrent layers",) if widths.keys() & {"ffn", "heads"} else ()
+    narrower = ("shared matrices",) if widths.keys() != {"layers"} else ()
+    stream_ = ("factorized embeddings",) if "hidden" in widths else ()
+    return ("recurrent layers", "packed matrices", *narrower, *stream_)
+
+
+def keeps(config: Taught) -> tuple[str, ...] | None:
+    """Return what of the node before a student has too (`KEEPS`); None: all."""
+    if config.student is None:
+        return None
+    return _OF_TEXTS if config.student.lstm else (*_OF_TEXTS, *_OF_KIND)
+
+
+def cuts(config: Taught, teacher: str) -> str | None:
+    """Return the teacher that a student is cut from (`CUTS`); None: it is not."""
+    wanted = config.student
+    return None if wanted is None or wanted.init == "fresh" else teacher
 
 
 def student(bundle: Bundle, config: StudentConfig | None, context: Context, teacher: str) -> Bundle:
@@ -142,11 +186,11 @@ def cut(teacher: Bundle, config: StudentConfig, context: Context) -> Bundle:
     """Return a copy of the teacher, cut to the given widths.
 
     Raises TechniqueError where a width is wider than the teacher's or none is narrower, or where
-    the teacher's layers are unknown.
+    the teacher's layers are unknown, shared or packed.
     """
     _check_narrower(teacher, config)
     made = teacher.copy()
-    made.export = ExportPlan()
+    made.export, made.scales = ExportPlan(), {}
     path, found = model_parts.layer_list(made.model)
     if config.layers is not None:
         kept = model_parts.spread(config.layers, len(found))
@@ -184,6 +228,8 @@ def _check_narrower(teacher: Bundle, config: StudentConfig) -> None:
             narrower.add(name)
     if not narrower:
         raise TechniqueError("the student is as wide as its teacher: give it smaller widths")
+    if "hidden" in narrower:
+        stream(teacher.model).require_tables()
     if narrower != {"layers"}:
         model_parts.require_untied(teacher.model)
     if "heads" in narrower and not model_parts.cuts_heads(teacher.model):

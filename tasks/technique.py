@@ -11,8 +11,14 @@ answers); or several of them, or a function of its settings that returns one. It
   or a function of its settings that tells whether it does,
 * `LAST = True` when no other step can follow it,
 * `LEAVES`, what it leaves in a model that another step may not cope with (`shared matrices`), and
-  `REFUSES`, what of that it does not cope with: a recipe with both is refused before any work. Each
-  is a tuple, or a function of the settings that returns one.
+  `REFUSES`, what of that it does not cope with: a recipe with both, in this order, is refused
+  before any work. Each is a tuple of words, or a function of the settings that returns one,
+* where it learns from a teacher, `REFUSES_TEACHER`, what it does not cope with in a teacher's
+  model unless its own has it too, and `MATCHES`, what both models have or neither; tuples or
+  functions too,
+* where its model may be another than that of the node before, two functions of the settings:
+  `KEEPS`, what of all that was left there is in the new model too (None: all), and `CUTS`, the name
+  of the teacher that the model is cut from (None: it is not), which then has whatever that one has.
 """
 
 import importlib
@@ -109,7 +115,7 @@ def effects(name: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def declared(module: ModuleType, name: str, config: Frozen) -> tuple[str, ...]:
-    """Return what the technique in `module`, with these settings, `LEAVES` or `REFUSES`."""
+    """Return what the technique in `module`, with these settings, declares as `LEAVES` or alike."""
     found = getattr(module, name, ())
     return tuple(found(config) if callable(found) else found)
 

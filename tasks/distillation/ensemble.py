@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, model_validator
 
+from tasks import students
 from tasks.bundle import Bundle
 from tasks.students import StudentConfig, student
 from tasks.teaching import EnsembleLoss, SoftConfig, lesson, teacher_of
@@ -61,6 +62,14 @@ class Config(SoftConfig):
                 f"{len(self.weights)} `weights` for {len(self.teachers)} teachers: give one each"
             )
         return self
+
+
+def _cuts(config: Config) -> str | None:
+    return students.cuts(config, config.teachers[0])
+
+
+LEAVES, REFUSES, KEEPS = students.leaves, students.refuses, students.keeps
+CUTS = _cuts
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
+from tasks import students
 from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
 from tasks.frozen import Frozen
@@ -63,6 +64,14 @@ class Chosen:
     unsure: int
     contrary: int
     surplus: int
+
+
+def _cuts(config: Config) -> str | None:
+    return students.cuts(config, config.teacher)
+
+
+LEAVES, REFUSES, KEEPS = students.leaves, students.refuses, students.keeps
+CUTS = _cuts
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

@@ -33,7 +33,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from tasks import matching, model_parts
+from tasks import matching, model_parts, students
 from tasks.bundle import Bundle
 from tasks.errors import TechniqueError
 from tasks.matching import Watch
@@ -86,6 +86,10 @@ class Config(SoftConfig):
         for name in other:
             if getattr(self, name) is not None:
                 raise ValueError(f"`{name}` is no setting of `form: {self.form}`")
+        if self.student is not None and self.student.lstm is not None:
+            raise ValueError(
+                "an LSTM has no attention to match: let `distillation.logits` teach it"
+            )
         if self.form == "tinybert" and self.weight("hidden") == self.weight("attention") == 0:
             raise ValueError("`hidden` and `attention` are both 0: nothing would be matched")
         if self.relations is not None and len(set(self.relations)) != max(len(self.relations), 1):
@@ -103,6 +107,20 @@ class Config(SoftConfig):
         """Return the weight of a part of tinybert."""
         given: float | None = getattr(self, name)
         return 1.0 if given is None else given
+
+
+def _refuses(config: Config) -> tuple[str, ...]:
+    return ("recurrent layers", *students.refuses(config))
+
+
+def _cuts(config: Config) -> str | None:
+    return students.cuts(config, config.teacher)
+
+
+LEAVES, KEEPS = students.leaves, students.keeps
+REFUSES, CUTS = _refuses, _cuts
+REFUSES_TEACHER = ("recurrent layers", "packed matrices", "shortened texts")
+MATCHES = ("a cut vocabulary",)
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

@@ -16,6 +16,7 @@ kin, DistilBERT, MPNet, GPT-2).
 
 from pydantic import Field
 
+from tasks import students
 from tasks.bundle import Bundle
 from tasks.students import StudentConfig, student
 from tasks.teaching import MovingLoss, SoftConfig, lesson, teacher_of
@@ -36,6 +37,14 @@ class Config(SoftConfig):
     student: StudentConfig | None = None
     """A smaller model; None: the node before."""
     training: TrainingConfig = TrainingConfig()
+
+
+def _cuts(config: Config) -> str | None:
+    return students.cuts(config, config.teacher)
+
+
+LEAVES, REFUSES, KEEPS = students.leaves, students.refuses, students.keeps
+CUTS = _cuts
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

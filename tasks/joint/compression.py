@@ -56,7 +56,7 @@ from tasks.training.record import FitResult
 
 LAST = True
 EFFECT = ("parameters", "quantized")
-REFUSES = ("shared matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 NOTE = "joint.compression"
 _MEASURED = 512
 """Training texts that the length of a text is taken from."""
@@ -108,6 +108,19 @@ class Config(SoftConfig):
         """Return the share of the cost that may be left after the share `done` of the pruning."""
         way = min(max((done - self.delay) / self.ramp, 0.0), 1.0)
         return self.keep + (1 - self.keep) * (1 - way) ** 3
+
+
+def _refuses_teacher(config: Config) -> tuple[str, ...]:
+    compared = ("recurrent layers", "packed matrices", "shortened texts")
+    return compared if config.hidden > 0 else ()
+
+
+def _matches(config: Config) -> tuple[str, ...]:
+    return ("a cut vocabulary",) if config.hidden > 0 else ()
+
+
+REFUSES_TEACHER = _refuses_teacher
+MATCHES = _matches
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

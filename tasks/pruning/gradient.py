@@ -45,7 +45,6 @@ from tasks.training.losses import measured
 from tasks.training.predict import logits
 
 EFFECT = "zeros"
-LEAVES = ("pruned weights",)
 NOTE = "pruning.gradient"
 _ROUNDING = 1e-9
 """So near the target a round goes to it, lest one more be done for the last bit."""
@@ -125,6 +124,13 @@ class _Plan:
         minutes = self.config.minutes
         over = minutes is not None and sum(r.seconds for r in self.done) >= 60 * minutes
         return "minutes" if over else None
+
+
+def _leaves(config: Config) -> tuple[str, ...]:
+    return ("pruned weights", *(("pruned embeddings",) if config.embeddings else ()))
+
+
+LEAVES = _leaves
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

@@ -35,7 +35,6 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 
 EFFECT = "zeros"
-LEAVES = ("pruned weights",)
 
 
 class Config(Frozen):
@@ -92,6 +91,13 @@ class Config(Frozen):
             return pattern.sparsity
         assert self.sparsity is not None
         return self.sparsity
+
+
+def _leaves(config: Config) -> tuple[str, ...]:
+    return ("pruned weights", *(("pruned embeddings",) if config.embeddings else ()))
+
+
+LEAVES = _leaves
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

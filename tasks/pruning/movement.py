@@ -92,6 +92,13 @@ class Config(Frozen):
         return self
 
 
+def _refuses(config: Config) -> tuple[str, ...]:
+    return () if config.head else ("recurrent layers",)
+
+
+REFUSES = _refuses
+
+
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle fine-tuned and pruned, by hard scores exact to one weight.
 

@@ -33,7 +33,7 @@ from tasks.part_costs import Constraint
 from tasks.technique import Context
 
 EFFECT = "parameters"
-REFUSES = ("shared matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 
 
 class Config(Frozen):

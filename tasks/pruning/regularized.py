@@ -102,7 +102,8 @@ def _effect(config: Config) -> str:
 
 
 def _leaves(config: Config) -> tuple[str, ...]:
-    return () if config.penalty == "group" else ("pruned weights",)
+    tables = ("pruned embeddings",) if config.embeddings else ()
+    return () if config.penalty == "group" else ("pruned weights", *tables)
 
 
 EFFECT = _effect
@@ -110,7 +111,7 @@ LEAVES = _leaves
 
 
 def _refuses(config: Config) -> tuple[str, ...]:
-    return ("shared matrices",) if config.penalty == "group" else ()
+    return ("recurrent layers", "shared matrices") if config.penalty == "group" else ()
 
 
 REFUSES = _refuses

@@ -87,7 +87,8 @@ class Config(Frozen):
 
 
 def _refuses(config: Config) -> tuple[str, ...]:
-    return ("shared matrices", *(("factorized embeddings",) if config.hidden < 1 else ()))
+    narrower = ("factorized embeddings",) if config.hidden < 1 else ()
+    return ("recurrent layers", "shared matrices", *narrower)
 
 
 REFUSES = _refuses
@@ -101,6 +102,8 @@ def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """
     model_parts.layer_list(bundle.model)  # refuses a model that cannot be cut
     model_parts.require_untied(bundle.model)
+    if config.hidden < 1:
+        stream(bundle.model).require_tables()
     if config.heads < 1 and not model_parts.cuts_heads(bundle.model):
         raise TechniqueError(
             f"heads cannot be cut from a model of type `{bundle.model.config.model_type}`: "

@@ -38,7 +38,6 @@ from tasks.training.config import TrainingConfig
 from tasks.training.loop import fit
 
 EFFECT = "zeros"
-LEAVES = ("pruned weights",)
 
 
 class Config(Frozen):
@@ -64,6 +63,13 @@ class Config(Frozen):
     importance_batch_size: int = Field(default=16, ge=1, le=4096)
     """Of them in one batch, within which gradients of unlike sign cancel."""
     training: TrainingConfig = TrainingConfig()
+
+
+def _leaves(config: Config) -> tuple[str, ...]:
+    return ("pruned weights", *(("pruned embeddings",) if config.embeddings else ()))
+
+
+LEAVES = _leaves
 
 
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:

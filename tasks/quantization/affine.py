@@ -26,6 +26,7 @@ from tasks.technique import Context
 
 READS_DATA = False
 LAST = True
+REFUSES = ("recurrent layers",)
 STEP = "quantize_weights"
 
 EFFECT = "packed"

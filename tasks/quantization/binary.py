@@ -29,7 +29,8 @@ def _reads_data(config: FewLevelsConfig) -> bool:
 READS_DATA = _reads_data
 LAST = True
 EFFECT = "packed"
-REFUSES = ("shared matrices", "pruned weights")
+LEAVES = ("packed matrices",)
+REFUSES = ("recurrent layers", "shared matrices", "pruned weights")
 
 
 class Config(FewLevelsConfig):

@@ -41,7 +41,8 @@ from tasks.weight_groups import Grid
 
 LAST = True
 EFFECT = "packed"
-REFUSES = ("shared matrices",)
+LEAVES = ("packed matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 NOTE = "quantization.mixed"
 _FLOAT = 32
 _BATCH = 32

@@ -28,6 +28,7 @@ from tasks.retraining import Retraining
 from tasks.technique import Context
 
 LAST = True
+REFUSES = ("recurrent layers",)
 EFFECT = "quantized"
 
 

@@ -39,6 +39,7 @@ from tasks.training.losses import measured
 from tasks.training.predict import encoded_logits
 
 LAST = True
+REFUSES = ("recurrent layers",)
 NOTE = "quantization.static"
 _BATCH = 32
 Units = Mapping[str, tuple[str, ...]]

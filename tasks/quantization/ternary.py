@@ -26,7 +26,8 @@ def _reads_data(config: FewLevelsConfig) -> bool:
 READS_DATA = _reads_data
 LAST = True
 EFFECT = "packed"
-REFUSES = ("shared matrices",)
+LEAVES = ("packed matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 
 
 class Config(FewLevelsConfig):

@@ -29,7 +29,8 @@ from tasks.weight_groups import Grid
 
 LAST = True
 EFFECT = "packed"
-REFUSES = ("shared matrices",)
+LEAVES = ("packed matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 
 
 class Config(Frozen):

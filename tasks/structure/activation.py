@@ -35,7 +35,8 @@ from tasks.technique import Context
 from tasks.training.batches import Encoded, Examples
 
 EFFECT = "activation"
-LEAVES = REFUSES = ("no GELU",)
+LEAVES = ("no GELU",)
+REFUSES = ("recurrent layers", "no GELU")
 _SETTINGS = ("hidden_act", "activation", "activation_function")
 """What configurations call it: BERT and most, DistilBERT, GPT-2."""
 _BATCH = 32
@@ -53,13 +54,19 @@ class Config(Retraining):
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with every GELU replaced, retrained.
 
-    Raises TechniqueError where the model has no GELU or the teacher knows other labels.
+    Raises TechniqueError where the model has no GELU, there are no texts to fit a polynomial to, or
+    the teacher knows other labels.
     """
     places = gelus(bundle.model)
     if not places:
         raise TechniqueError(
             f"the model, of type `{bundle.model.config.model_type}`, has no GELU to replace: leave "
             "`structure.activation` out"
+        )
+    if config.function == "quadratic" and len(context.train) == 0:
+        raise TechniqueError(
+            "there are no training texts to fit the polynomials to: give more data, or set "
+            "`function: relu`"
         )
     train = retraining.prepare(bundle.labels, config, context)
     pressed = bundle.copy()

@@ -29,7 +29,8 @@ _BLOCK = 4096
 """Rows that are turned to float64 at a time."""
 
 EFFECT = "parameters"
-LEAVES = REFUSES = ("factorized embeddings",)
+LEAVES = ("factorized embeddings",)
+REFUSES = ("factorized embeddings", "pruned embeddings")
 NOTE = "structure.factorized_embedding"
 
 

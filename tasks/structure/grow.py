@@ -41,7 +41,7 @@ from tasks.training.batches import Examples
 from tasks.training.predict import logits
 
 EFFECT = "grown"
-REFUSES = ("shared matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 _TOLERANCE = 1e-5
 """Largest change of a logit, relative to the largest logit."""
 _PROBES = 32

@@ -29,6 +29,7 @@ _Count = Annotated[int, Field(ge=1)]
 _Index = Annotated[int, Field(ge=0)]
 
 EFFECT = "parameters"
+REFUSES = ("recurrent layers",)
 
 
 class Config(Frozen):

@@ -25,6 +25,7 @@ _LEAST = 4
 """Tokens that a text is never cut below, as in the settings of the baseline."""
 
 EFFECT = "length"
+LEAVES = ("shortened texts",)
 NOTE = "structure.sequence_length"
 
 

@@ -40,6 +40,7 @@ _BATCH = 1000
 
 EFFECT = "parameters"
 NOTE = "structure.vocabulary"
+_TRAINING = "the tokens of training texts alone"
 
 
 class Config(Frozen):
@@ -49,12 +50,27 @@ class Config(Frozen):
     """Keep what the unlabelled texts of other domains need, too."""
 
 
+def _leaves(config: Config) -> tuple[str, ...]:
+    return ("a cut vocabulary", *(() if config.transfer else (_TRAINING,)))
+
+
+def _refuses(config: Config) -> tuple[str, ...]:
+    # what training texts need is the least; what others need too may be cut to that
+    return ("a cut vocabulary",) if config.transfer else (_TRAINING,)
+
+
+LEAVES = _leaves
+REFUSES = _refuses
+
+
 def apply(bundle: Bundle, config: Config, context: Context) -> Bundle:
     """Return the bundle with the tokens and rows that are left.
 
-    Raises TechniqueError where the tokenizer is no WordPiece, where nothing would be dropped, or
-    where a text of the data would be cut into other pieces.
+    Raises TechniqueError where there are no texts, the tokenizer is no WordPiece, nothing would be
+    dropped, or a text of the data would be cut into other pieces.
     """
+    if len(context.train) == 0:
+        raise TechniqueError("there are no training texts to take the tokens from: give more data")
     texts = [*context.train.texts, *(context.transfer.texts if config.transfer else ())]
     tokenizer, kept = shrunken(bundle.tokenizer, texts)
     table = replacements.token_table(bundle.model)

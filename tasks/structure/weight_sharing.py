@@ -37,7 +37,8 @@ from tasks.retraining import Retraining
 from tasks.technique import Context
 
 EFFECT = "parameters"
-LEAVES = REFUSES = ("shared matrices",)
+LEAVES = ("shared matrices",)
+REFUSES = ("recurrent layers", "shared matrices")
 NOTE = "structure.weight_sharing"
 Kind = Literal["attention_input", "attention_output", "ffn_input", "ffn_output"]
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def write(folder: Path, fingerprint: str, tensors: Mapping[str, torch.Tensor], f
         os.close(handle)
         try:
             safetensors.torch.save_file(whole, part, metadata=header)
-            os.replace(part, _path(folder, fingerprint))
+            os.replace(part, path_of(folder, fingerprint))
         finally:
             Path(part).unlink(missing_ok=True)
     except (OSError, safetensors.SafetensorError) as error:
@@ -57,7 +57,7 @@ def read(folder: Path, fingerprint: str) -> tuple[Tensors, Any] | None:
     for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     try:
-        with safetensors.safe_open(_path(folder, fingerprint), framework="pt") as file:
+        with safetensors.safe_open(path_of(folder, fingerprint), framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = json.loads(header[_FACTS])
@@ -76,12 +76,18 @@ def digest(tensors: Mapping[str, torch.Tensor], text: str = "") -> str:
     return found.hexdigest()
 
 
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Tell whether every number in the tensors is finite."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
+
+
 def part(tensors: Tensors, prefix: str) -> Tensors:
     """Return the tensors whose names begin with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _path(folder: Path, fingerprint: str) -> Path:
+def path_of(folder: Path, fingerprint: str) -> Path:
+    """Return where the checkpoint of the training `fingerprint` is kept."""
     return folder / f"training-{fingerprint[:16]}.safetensors"
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -80,9 +80,10 @@ def fit(
     one set of settings. At the end the result stays there, so that a caller who dies before he has
     saved it trains nothing twice; he removes the folder.
 
-    Raises TechniqueError where there is nothing to train on or the loss is no longer a number,
-    SettingsError where the device cannot compute in `config.precision`, StoreError where a
-    checkpoint cannot be written.
+    Raises TechniqueError where there is nothing to train on, or where loss, gradients or weights
+    are no longer numbers (the last checkpoint, of numbers alone, then stays), SettingsError where
+    the device cannot compute in `config.precision`, StoreError where a checkpoint cannot be
+    written.
     """
     if len(train) == 0:
         raise TechniqueError("there are no training texts: give more data")
@@ -147,8 +148,9 @@ class _Training:
             self.plain, optimizer.adamw(self.plain, config, hooks.rate_of)
         )
         self.state = State()
-        self.saved = 0
-        """The step of the last resumable checkpoint; 0 where there is none."""
+        self.saved = self.resumed = 0
+        """The steps of the last resumable checkpoint and of the one that this run went on from; 0
+        where there is none."""
         self.best: checkpoint.Tensors = {}
         self.epoch, self.batches = -1, list[np.ndarray]()
 
@@ -166,6 +168,7 @@ class _Training:
         return found.hexdigest()
 
     def run(self, scratch: Path, progress: Progress) -> FitResult:
+        self.kept = checkpoint.path_of(scratch, self.fingerprint)
         self._resume(scratch)
         progress.start("training", self.total)
         try:
@@ -211,7 +214,7 @@ class _Training:
             value = self.hooks.loss(output, batch) * (len(indices) / num_examples)
             total += value.detach()
             self.accelerator.backward(value)
-        self.state.losses.append(self._finite(total.item(), "loss"))
+        self.state.losses.append(self._finite(total.item(), "loss", self.state.step + 1))
         self._update()
         self.state.step += 1
         if self.hooks.after_step is not None:
@@ -233,7 +236,9 @@ class _Training:
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.config.learning_rate * settings["rate"] * factor
         self.accelerator.unscale_gradients()
-        optimizer.clip(self.plain.parameters(), self.config.clip)
+        norm = optimizer.clip(self.plain.parameters(), self.config.clip)
+        if self.accelerator.scaler is None:  # which leaves out the steps of such gradients
+            self._finite(norm, "gradient", self.state.step + 1)
         # seen at each step, not once: gradual pruning adds zeros, and a resumed one has them back
         zeros = [parameter == 0 for parameter in self.sparse]
         self.optimizer.step()
@@ -245,16 +250,27 @@ class _Training:
             for parameter, zero in zip(self.sparse, zeros, strict=True):
                 parameter.masked_fill_(zero, 0)
 
-    def _finite(self, value: float, what: str) -> float:
+    def _finite(self, value: float, what: str, step: int) -> float:
         if math.isfinite(value):
             return value
-        raise self._diverged(f"the {what} is no longer a number", self.state.step + 1)
+        raise self._diverged(f"the {what} is no longer a number", step)
+
+    def _require_numbers(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Raise TechniqueError where a weight, or what the optimizer keeps of it, is no number."""
+        if not checkpoint.all_finite(tensors):
+            raise self._diverged("the weights are no longer numbers", self.state.step)
 
     def _diverged(self, what: str, step: int) -> TechniqueError:
-        kept = f" (the checkpoint of step {self.saved} is kept)" if self.saved else ""
+        cure = "" if self.config.precision == "fp32" else ", or use `precision: fp32`"
+        kept = ""
+        if self.saved:
+            again = ", as this one did" if self.resumed == self.saved else ""
+            kept = (
+                f"; the checkpoint of step {self.saved} is kept, from where a run with the same "
+                f"settings goes on{again} ({self.kept})"
+            )
         return TechniqueError(
-            f"{what} at step {step} of {self.total}; lower `learning_rate`, or use "
-            f"`precision: fp32`{kept}"
+            f"{what} at step {step} of {self.total}: lower `learning_rate`{cure}{kept}"
         )
 
     def _is_evaluation(self) -> bool:
@@ -271,7 +287,7 @@ class _Training:
         entry = {
             "step": float(state.step),
             "training_loss": state.running_loss,
-            "validation_loss": self._finite(value, "validation loss"),
+            "validation_loss": self._finite(value, "validation loss", state.step),
             "validation_accuracy": accuracy,
         }
         gained = state.enter(entry)
@@ -284,6 +300,7 @@ class _Training:
         """Take the weights to keep; they stand as the training's last checkpoint."""
         if self.keep == "best":
             self.plain.load_state_dict(self.best, strict=False)  # a tied tensor is kept once
+        self._require_numbers(self.plain.parameters())
         tensors = {f"model.{k}": v for k, v in self.plain.state_dict().items()}
         checkpoint.write(scratch, self.fingerprint, tensors, self._facts())
 
@@ -292,11 +309,11 @@ class _Training:
 
         Raises TechniqueError where they are not: the checkpoint before stays.
         """
-        if not all(torch.isfinite(p).all() for p in self.plain.parameters()):
-            raise self._diverged("the weights are no longer numbers", self.state.step)
+        kept = optimizer.flat(self.optimizer)
+        self._require_numbers([*self.plain.parameters(), *kept.values()])
         tensors = {f"model.{k}": v for k, v in self.plain.state_dict().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
-        tensors |= {f"optimizer.{k}": v for k, v in optimizer.flat(self.optimizer).items()}
+        tensors |= {f"optimizer.{k}": v for k, v in kept.items()}
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -318,9 +335,9 @@ class _Training:
         tensors, facts = found
         self.plain.load_state_dict(checkpoint.part(tensors, "model."), strict=False)
         self.state = State(**facts["state"])
-        self.saved = self.state.step
         if self.state.done:
             return
+        self.saved = self.resumed = self.state.step
         self.best = checkpoint.part(tensors, "best.")
         optimizer.load_flat(self.optimizer, checkpoint.part(tensors, "optimizer."))
         torch.set_rng_state(tensors["random.cpu"])

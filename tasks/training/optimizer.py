@@ -45,15 +45,17 @@ def rates(model: nn.Module, optimizer: Any) -> dict[str, float]:
     return {n: found[id(p)] for n, p in model.named_parameters() if id(p) in found}
 
 
-def clip(parameters: Iterable[nn.Parameter], longest: float) -> None:
+def clip(parameters: Iterable[nn.Parameter], longest: float) -> float:
     """Scale all gradients down to a common L2 norm of `longest`, where they exceed it.
 
-    As `torch.nn.utils.clip_grad_norm_`, which rewrites every gradient at every step.
+    As `torch.nn.utils.clip_grad_norm_`, which rewrites every gradient at every step. Returns the
+    norm that they had.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in with_gradient if p.grad is not None])
     if norm > longest:
         nn.utils.clip_grads_with_norm_(with_gradient, longest, norm)
+    return norm.item()
 
 
 def flat(optimizer: Any) -> dict[str, torch.Tensor]:

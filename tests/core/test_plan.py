@@ -281,7 +281,7 @@ def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
         (
             {"a": [{"pruning.magnitude": {"sparsity": 0.5}}, "quantization.binary"]},
             "recipes.a[1] quantization.binary: it cannot follow `pruning.magnitude`, which leaves "
-            "pruned weights: put it before that step, or leave one of them out",
+            "pruned weights: leave one of them out",
         ),
         (
             {"a": [{"structure.factorized_embedding": {"rank": 8}},
@@ -290,24 +290,83 @@ def test_one_recipe_brings_all_its_teachers(params: Path) -> None:
             "which leaves factorized embeddings: put it before that step, or leave one of them out",
         ),
         (
-            {"a": [{"structure.activation": {"function": "relu"}}] * 2},
-            "recipes.a[1] structure.activation: it cannot follow `structure.activation`, which "
-            "leaves no GELU: put it before that step, or leave one of them out",
+            {"a": ["structure.weight_sharing"] * 2},
+            "recipes.a[1] structure.weight_sharing: it cannot follow `structure.weight_sharing`, "
+            "which leaves shared matrices: leave one of them out",
         ),
         (
             {"a": ["quantization.binary", "distillation.logits"]},
             "recipes.a[1] distillation.logits: nothing can follow `quantization.binary`, the last "
-            "step there is",
+            "step there is: put it before that step, or leave one of them out",
         ),
         (
             {"a": ["quantization.dynamic", {"quantization.static": {}}]},
             "recipes.a[1] quantization.static: nothing can follow `quantization.dynamic`, the "
-            "last step there is",
+            "last step there is: leave one of them out",
+        ),
+        (
+            {"a": ["quantization.binary", {"pruning.magnitude": {"sparsity": 0.5}}]},
+            "recipes.a[1] pruning.magnitude: nothing can follow `quantization.binary`, the last "
+            "step there is: leave one of them out",
+        ),
+        (
+            {"a": ["structure.vocabulary", "structure.vocabulary"]},
+            "recipes.a[1] structure.vocabulary: it cannot follow `structure.vocabulary`, which "
+            "leaves a cut vocabulary: leave one of them out",
+        ),
+        (
+            {"a": [{"pruning.magnitude": {"sparsity": 0.5, "embeddings": True}},
+                   {"structure.factorized_embedding": {"rank": 8}}]},
+            "recipes.a[1] structure.factorized_embedding: it cannot follow `pruning.magnitude`, "
+            "which leaves pruned embeddings: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": [{"distillation.logits": {"student": {"lstm": {}}}}, SHORT]},
+            "recipes.a[1] structure.layer_drop: it cannot follow `distillation.logits`, which "
+            "leaves recurrent layers: put it before that step, or leave one of them out",
+        ),
+        (
+            {"a": [{"distillation.logits": {"student": {"lstm": {}}}}, "quantization.static"]},
+            "recipes.a[1] quantization.static: it cannot follow `distillation.logits`, which "
+            "leaves recurrent layers: leave one of them out",
+        ),
+        (
+            {"a": [{"distillation.logits":
+                    {"teacher": "b", "student": {"ffn": 8, "init": "first"}}}],
+             "b": ["structure.weight_sharing"]},
+            "recipes.a[0] distillation.logits: it cannot be cut from its teacher `b`, which has "
+            "shared matrices from `recipes.b[0] structure.weight_sharing`: name another teacher",
+        ),
+        (
+            {"a": [{"distillation.hidden_states": {"teacher": "b"}}],
+             "b": ["quantization.binary"]},
+            "recipes.a[0] distillation.hidden_states: it cannot learn from its teacher `b`, which "
+            "has packed matrices from `recipes.b[0] quantization.binary`: name another teacher",
+        ),
+        (
+            {"a": [{"distillation.hidden_states": {"teacher": "b"}}],
+             "b": ["structure.sequence_length"]},
+            "recipes.a[0] distillation.hidden_states: it cannot learn from its teacher `b`, which "
+            "has shortened texts from `recipes.b[0] structure.sequence_length`: name another "
+            "teacher",
+        ),
+        (
+            {"a": ["structure.vocabulary", "distillation.hidden_states"]},
+            "recipes.a[1] distillation.hidden_states: the model has a cut vocabulary from "
+            "`recipes.a[0] structure.vocabulary` and its teacher `baseline` has not, and they are "
+            "compared token by token: name a teacher that agrees, or leave one of the steps out",
+        ),
+        (
+            {"a": [{"joint.compression": {"teacher": "b", "hidden": 1}}],
+             "b": ["structure.vocabulary"]},
+            "recipes.a[0] joint.compression: its teacher `b` has a cut vocabulary from "
+            "`recipes.b[0] structure.vocabulary` and the model has not, and they are "
+            "compared token by token: name a teacher that agrees, or leave one of the steps out",
         ),
         (
             {"a": ["quantization.dynamic", SHORT]},
             "recipes.a[1] structure.layer_drop: nothing can follow `quantization.dynamic`, the "
-            "last step there is",
+            "last step there is: put it before that step, or leave one of them out",
         ),
         (
             {"a": [SHORT, "quantization.dynamc"]},
@@ -350,6 +409,83 @@ def test_what_a_student_replaces_is_no_longer_in_the_way(params: Path) -> None:
     taught = {"distillation.logits": {"student": {"layers": 2}}}
     steps: list[Any] = ["structure.weight_sharing", taught, {"pruning.structured": {"heads": 0.5}}]
     assert len(_chain(params, steps)) == 4
+
+
+def test_a_baseline_of_recurrent_layers_is_known_beforehand(params: Path) -> None:
+    words = (
+        r"recipes.small\[0\] structure.layer_drop: the baseline has recurrent layers, which it "
+        "cannot treat: leave the step out"
+    )
+    with pytest.raises(SettingsError, match=words):
+        planned(params, "baseline.lstm={}")
+
+
+LAYERS = {"layers": 2, "init": "first"}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        # the tokens of texts of other domains can go too
+        ["structure.vocabulary", {"structure.vocabulary": {"transfer": False}}],
+        # both read the same tokens
+        ["structure.vocabulary", {"distillation.hidden_states": {"teacher": "few"}}],
+        ["structure.vocabulary", "joint.compression"],
+        # a teacher may read less where the student does too
+        [
+            {"structure.sequence_length": {"share": 0.9}},
+            {"distillation.hidden_states": {"teacher": "brief"}},
+        ],
+        # whole layers may be left out of whatever a teacher is
+        [{"distillation.logits": {"teacher": "tied", "student": LAYERS}}, "quantization.static"],
+        # a fresh model is rid of all but its texts
+        [
+            {"structure.factorized_embedding": {"rank": 8}},
+            {"distillation.logits": {"student": {"layers": 2}}},
+            {"structure.factorized_embedding": {"rank": 8}},
+        ],
+        # a cut of the teacher is not what stood before
+        [
+            {"distillation.logits": {"student": {"lstm": {}}}},
+            {"distillation.logits": {"student": LAYERS}},
+            {"pruning.structured": {"heads": 0.5}},
+        ],
+        [{"distillation.logits": {"teacher": "int8", "student": LAYERS}}, "quantization.dynamic"],
+        [{"structure.factorized_embedding": {"rank": 8}}, "pruning.one_shot"],
+    ],
+)
+def test_what_can_follow_is_let_through(params: Path, steps: list[Any]) -> None:
+    document = json.loads(params.read_text())
+    others = {
+        "few": ["structure.vocabulary"],
+        "brief": [{"structure.sequence_length": {"share": 0.9}}],
+        "tied": ["structure.weight_sharing"],
+        "int8": ["quantization.static"],
+    }
+    params.write_text(json.dumps({**document, "recipes": {"a": steps, **others}}))
+    assert len(planned(params).recipes["a"]) == 1 + len(steps)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "what"),
+    [
+        (
+            {"distillation.logits": {"student": {"lstm": {}}}},
+            {"distillation.logits": {"student": {"hidden": 8}}},
+            {"structure.layer_drop": {"keep": 1}},
+        ),
+        (
+            "structure.vocabulary",
+            {"distillation.logits": {"student": {"layers": 2}}},
+            "structure.vocabulary",
+        ),
+    ],
+)
+def test_what_a_fresh_model_has_of_the_one_before_is_not_forgotten(
+    params: Path, first: Any, then: Any, what: Any
+) -> None:
+    with pytest.raises(SettingsError, match=r"recipes.a\[2\] structure.*it cannot follow"):
+        _chain(params, [first, then, what])
 
 
 def test_narrow_settings_are_in_no_ones_way(params: Path) -> None:

@@ -83,6 +83,7 @@ CONTRACT = Contract(
         ({"relations": ["key", "key"]}, "each once at most"),
         ({"relation_heads": 0}, "greater than or equal to 1"),
         ({"answers": -1}, "greater than or equal to 0"),
+        ({"student": {"lstm": {}}}, "an LSTM has no attention to match"),
     ),
     refuses={
         "albert": "share one set of weights",
@@ -315,7 +316,6 @@ def _few_heads():
             {},
             "reads 8 tokens of a text, the student 16",
         ),
-        (tiny.tiny_bert, {"student": {"lstm": {"embedding": 8, "hidden": 6}}}, "is not known"),
         (tiny.tiny_bert, {"layers": [[3, 2]]}, "the student has no layer 3 .* are 0 to 2"),
         (tiny.tiny_bert, {"layers": [[0, 1], [2, 5]]}, "the teacher has no layer 5 to match"),
         (

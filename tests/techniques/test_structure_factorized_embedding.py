@@ -12,13 +12,14 @@ from transformers import AlbertConfig
 
 from tasks import bundle as bundles
 from tasks.errors import TechniqueError
+from tasks.pruning import one_shot, structured
 from tasks.replacements import FactorizedEmbedding, token_table
 from tasks.runtime.export import export
-from tasks.structure import factorized_embedding
+from tasks.structure import factorized_embedding, layer_drop
 from tasks.structure.factorized_embedding import Config, factorize, rank_for, spectrum
 from tests import tiny
 from tests.runtime.test_export import centred, logits, quantized
-from tests.techniques.contract import Contract
+from tests.techniques.contract import SHORT, Contract
 from tests.training.test_lstm import tiny_lstm
 
 TEXTS = tiny.examples(16, seed=3).texts
@@ -154,3 +155,31 @@ def test_what_is_factorized_is_not_factorized_again(tmp_path):
     with pytest.raises(TechniqueError, match="factorized already"):
         press(once, tmp_path, rank=2)
     assert factorized_embedding.READS_DATA is False
+
+
+@pytest.mark.parametrize(
+    ("cutting", "settings"),
+    [
+        (one_shot, {"keep": 0.6, "multiple": 4, "constraint": "flops"}),
+        (layer_drop, {"keep": 2, "strategy": "importance"}),
+        (
+            structured,
+            {"layers": 0.7, "neurons": 0.5, "multiple": 4, "criterion": "magnitude",
+             "training": SHORT},
+        ),
+    ],
+)  # fmt: skip
+def test_what_leaves_the_width_alone_can_follow(cutting, settings, tmp_path):
+    before = press(tiny.tiny_bert(), tmp_path, rank=4)
+    after = cutting.apply(before, cutting.Config(**settings), tiny.context(tmp_path))
+    assert after.num_parameters() < before.num_parameters()
+    assert isinstance(token_table(after.model), type(token_table(before.model)))
+    bundles.save(after, tmp_path / "saved")
+    again = bundles.load(tmp_path / "saved")
+    assert np.array_equal(tiny.answers(again, TEXTS), tiny.answers(after, TEXTS))
+
+
+def test_a_width_of_factorized_embeddings_is_not_cut(tmp_path):
+    config = structured.Config(hidden=0.5, hidden_multiple=4)
+    with pytest.raises(TechniqueError, match="factorized, and cannot be made narrower"):
+        structured.apply(press(tiny.tiny_bert(), tmp_path, rank=4), config, tiny.context(tmp_path))

@@ -12,6 +12,7 @@ from tasks import bundle as bundles
 from tasks import lstm, masks, model_parts, stream_importance, students
 from tasks.errors import TechniqueError
 from tasks.importance import first_order
+from tasks.quantization import binary, qat
 from tasks.stream import stream
 from tasks.students import StudentConfig
 from tests import tiny
@@ -43,6 +44,27 @@ def test_the_student_is_a_copy_of_the_node_before_where_nothing_is_asked(tmp_pat
     student = students.student(bundle, None, tiny.context(tmp_path), "baseline")
     assert same_weights(student, bundle)
     assert student.model is not bundle.model
+
+
+def test_a_cut_of_a_quantized_teacher_is_in_float_again(tmp_path):
+    short = {"epochs": 1, "batch_size": 16}
+    teacher = qat.apply(tiny.tiny_bert(), qat.Config(training=short), tiny.context(tmp_path))
+    assert teacher.scales
+    context = tiny.context(tmp_path, tiny.WiseTeacher(model=teacher))
+    widths = StudentConfig(layers=2, init="first")
+    student = students.student(tiny.tiny_bert(), widths, context, "baseline")
+    assert not student.export.steps
+    assert not student.scales
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_packed_teacher_is_not_cut(kind, tmp_path):
+    few = binary.Config(train=False)
+    teacher = binary.apply(tiny.tiny(kind), few, tiny.context(tmp_path))
+    context = tiny.context(tmp_path, tiny.WiseTeacher(model=teacher))
+    widths = StudentConfig(layers=2, init="first")
+    with pytest.raises(TechniqueError, match=r"packed in few bits.*before its quantization"):
+        students.student(tiny.tiny(kind), widths, context, "baseline")
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "distilbert", "electra", "roberta"])

@@ -214,43 +214,103 @@ def test_texts_without_a_label_teach_nothing(train: Callable[..., FitResult]) ->
     assert torch.allclose(cross_entropy(output, {"labels": labels}), expected)
 
 
-def test_a_loss_that_is_no_number_stops_at_its_step(train: Callable[..., FitResult]) -> None:
-    steps = iter([1.0, 1.0, float("nan")])
+class _Breaking:
+    """A loss that breaks at one step: by its value, or by its gradient alone."""
 
-    def loss(output: Any, batch: Any) -> torch.Tensor:
-        return cross_entropy(output, batch) * next(steps)
+    def __init__(self, at: int, how: str = "value") -> None:
+        self.at, self.how, self.step = at, how, 0
 
-    with pytest.raises(TechniqueError, match=r"loss .* step 3 of 4; lower `learning_rate`"):
-        train(tiny.tiny_bert(), {}, loss=loss)
+    def move(self, step: int, total: int) -> None:
+        self.step = step + 1
+
+    def __call__(self, output: Any, batch: Any) -> torch.Tensor:
+        value = cross_entropy(output, batch)
+        if self.step != self.at:
+            return value
+        if self.how == "value":
+            return value * float("nan")
+        return value + (output.logits - output.logits).abs().sum().sqrt()  # √ has no slope at 0
+
+
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_a_loss_or_gradient_that_is_no_number_stops_at_its_step(
+    train: Callable[..., FitResult], what: str
+) -> None:
+    bundle, loss = tiny.tiny_bert(), _Breaking(3, what)
+    named = "loss" if what == "value" else "gradient"
+    words = rf"^the {named} is no longer a number at step 3 of 4: lower `learning_rate`$"
+    with pytest.raises(TechniqueError, match=words):
+        train(bundle, {}, loss=loss, before_step=loss.move)
+    assert all(torch.isfinite(p).all() for p in bundle.model.parameters())
+
+
+def test_low_precision_is_named_as_a_cause(train: Callable[..., FitResult]) -> None:
+    loss = _Breaking(1)
+    with pytest.raises(TechniqueError, match=r"lower `learning_rate`, or use `precision: fp32`$"):
+        train(tiny.tiny_bert(), {"precision": "bf16"}, loss=loss, before_step=loss.move)
+
+
+def _spoil(at: int, value: str = "nan") -> Callable[[torch.nn.Module, int, int], None]:
+    """The loss of the step is a number; what its update makes are weights that are none."""
+
+    def spoil(model: torch.nn.Module, step: int, total: int) -> None:
+        if step == at:
+            next(model.parameters()).data.fill_(float(value))
+
+    return spoil
 
 
 def test_weights_that_are_no_numbers_are_not_kept(train: Callable[..., FitResult]) -> None:
-    def spoil(model: torch.nn.Module, step: int, total: int) -> None:
-        if step == total:
-            next(model.parameters()).data.fill_(float("inf"))
+    words = r"validation loss is no longer a number at step 4 of 4"
+    with pytest.raises(TechniqueError, match=words):
+        train(tiny.tiny_bert(), {}, after_step=_spoil(4, "inf"))
 
-    with pytest.raises(TechniqueError, match=r"validation loss is no longer a number"):
+
+def test_weights_that_no_text_reads_are_looked_at_too(train: Callable[..., FitResult]) -> None:
+    def spoil(model: torch.nn.Module, step: int, total: int) -> None:
+        model.get_parameter("bert.embeddings.word_embeddings.weight").data[-1] = float("nan")
+
+    with pytest.raises(TechniqueError, match=r"weights are no longer numbers at step 4 of 4"):
         train(tiny.tiny_bert(), {}, after_step=spoil)
+
+
+def _kept(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = folder.rglob("*.safetensors")
+    return safetensors.torch.load_file(path)
 
 
 def test_a_training_that_diverges_keeps_its_last_good_checkpoint(
     train: Callable[..., FitResult], tmp_path: Path
 ) -> None:
-    def spoil(model: torch.nn.Module, step: int, total: int) -> None:
-        if step == 3:  # the loss of this step was a number; its update made weights that are none
-            next(model.parameters()).data.fill_(float("nan"))
+    words = (
+        r"weights are no longer numbers at step 3 of 4: lower `learning_rate`; the checkpoint of "
+        r"step 2 is kept, from where a run with the same settings goes on \(/.*\.safetensors\)$"
+    )
+    with pytest.raises(TechniqueError, match=words) as caught:
+        train(tiny.tiny_bert(), {"checkpoint_seconds": 1e-9}, after_step=_spoil(3))
+    assert all(torch.isfinite(v).all() for v in _kept(tmp_path).values() if v.is_floating_point())
+    assert Path(str(caught.value).rpartition("(")[2].rstrip(")")).is_file()
 
-    often = {"checkpoint_seconds": 1e-9}
-    words = r"weights are no longer numbers at step 3 of 4; .*\(the checkpoint of step 2 is kept\)"
-    with pytest.raises(TechniqueError, match=words):
-        train(tiny.tiny_bert(), often, after_step=spoil)
-    (path,) = tmp_path.rglob("*.safetensors")
-    kept = safetensors.torch.load_file(path)
-    assert all(torch.isfinite(v).all() for v in kept.values() if v.is_floating_point())
+
+def test_the_same_run_again_says_where_it_went_on_from(
+    train: Callable[..., FitResult], tmp_path: Path
+) -> None:
+    often, there = {"checkpoint_seconds": 1e-9}, {"scratch": tmp_path / "there"}
+    for again in ("", ", as this one did"):
+        loss = _Breaking(3)
+        words = rf"loss .* step 3 of 4: .* step 2 is kept, .* same settings goes on{again} \("
+        with pytest.raises(TechniqueError, match=words):
+            train(tiny.tiny_bert(), often, loss=loss, before_step=loss.move, **there)
+    # what has been mended goes on from the good checkpoint; other settings begin anew
+    for settings in (often, {**often, "learning_rate": 5e-3}):
+        mended, undisturbed = tiny.tiny_bert(), tiny.tiny_bert()
+        assert train(mended, settings, **there).steps == 4
+        train(undisturbed, settings)
+        assert digest(mended.model.state_dict()) == digest(undisturbed.model.state_dict())
 
 
 def test_a_learning_rate_that_is_far_too_high_is_told(train: Callable[..., FitResult]) -> None:
-    with pytest.raises(TechniqueError, match=r"no longer .* at step \d+ of 40; lower"):
+    with pytest.raises(TechniqueError, match=r"no longer .* at step \d+ of 40: lower"):
         train(
             tiny.tiny_bert(),
             {"learning_rate": 1.0, "epochs": 10, "clip": 1e30, "warmup": 0},
