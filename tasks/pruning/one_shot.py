@@ -10,7 +10,8 @@ every head and neuron and g_x = ∂L(x)/∂m on a few labelled texts, removing p
    runtime.
 2. Rearrange: within each layer, by I's block, where parts stand in for one another.
 3. Reconstruct (`tasks/reconstruction.py`): layer by layer, least squares bring the stream of the
-   cut model near that of the whole one, by a factor for each head and neuron that is left.
+   cut model near that of the whole one, by a factor for each head and neuron that is left (the
+   paper), or by the output matrix itself (the default: the same system with a weight for a factor).
 
 The parts are cut out of the matrices. Every layer keeps at least one head and one group of neurons
 (the paper may empty a layer; `structure.layer_drop` does that). Under `latency` the result depends
@@ -50,8 +51,9 @@ class Config(Frozen):
     """Training examples that importance is measured on."""
     rearrange: bool = True
     """Let parts of a layer change places by the layer's Fisher block."""
-    refit: Literal["none", "scale", "weights"] = "scale"
-    """Reconstruct the layers' outputs by a factor for each part, or by each weight anew."""
+    refit: Literal["none", "scale", "weights"] = "weights"
+    """Reconstruct the layers' outputs by each weight of the output matrices, or by a factor for each
+    part alone, as in the paper."""
     shift_bias: bool = True
     """Let biases take up the mean of what a reconstruction leaves; not in the paper."""
     refit_examples: int = Field(default=512, ge=1, le=16_384)
