@@ -9,15 +9,12 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows import console, variant
 from tasks import explanations, steps
-from tasks import plan as planning
+from tasks import night as nights
 from tasks.clock import Clock
 from tasks.data import gate
-from tasks.data.model import FetchedModel
-from tasks.data.pipeline import PreparedData
 from tasks.evaluation.explained import Undoing
 from tasks.night import Night
-from tasks.plan import Inputs
-from tasks.press import Ground, Pressed
+from tasks.press import Pressed
 from tasks.registry.night_facts import NightFacts
 from tasks.registry.night_report import markdown
 from tasks.settings import Settings
@@ -42,7 +39,7 @@ def nightly(settings: dict[str, Any], root: str, night: str, began: float) -> Ni
         validation = steps.validate_data(workspace, told, data)
     with clock.phase("base model", "overhead"):
         model = steps.fetch_base_model(workspace, told)
-    tonight = _night(workspace, told, night, data, model)
+    tonight = nights.begin(workspace, told, night, data, model)
     rows = ", ".join(f"{count} {split}" for split, count in data.rows.items())
     progress.say(f"data: {rows}; the validation gate is passed")
     with clock.phase("pressing", "work"):
@@ -58,29 +55,6 @@ def nightly(settings: dict[str, Any], root: str, night: str, began: float) -> Ni
         facts: NightFacts = steps.report(tonight, validation, pressed, trial, enrolled, clock, note)
         create_markdown_artifact(markdown(facts), key="night", description=f"night {night}")
     return facts
-
-
-def _night(
-    workspace: Workspace, settings: Settings, name: str, data: PreparedData, model: FetchedModel
-) -> Night:
-    device = planning.resolve_device(settings.device)
-    ground = Ground(
-        name=settings.name,
-        data_folder=data.folder,
-        data_pointers={
-            "prepared": data.pointer.to_dict(),
-            "raw": data.raw_pointer.to_dict(),
-            "sources": data.sources,
-        },
-        labels=data.labels,
-        base_model=model.folder,
-        base_model_facts={"address": model.address, "sha256": model.sha256},
-        device=device,
-        threads=settings.threads or planning.default_threads(settings.workers, device),
-        time_limit_minutes=settings.time_limit_minutes,
-    )
-    plan = planning.make(settings, Inputs(data.pointer.md5, model.sha256, device))
-    return Night(name, workspace, settings, data, plan, ground)
 
 
 def _try(night: Night, pressed: Pressed, clock: Clock, progress: Progress) -> Trial:

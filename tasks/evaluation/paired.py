@@ -20,6 +20,16 @@ class PairedLoss:
     only_second: int
 
 
+@dataclass(frozen=True)
+class MeanLoss:
+    """Accuracy lost on the mean of several trainings of each model, in points."""
+
+    points: float
+    lower: float
+    upper: float
+    """One-sided 95% bounds, each."""
+
+
 def loss(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> PairedLoss:
     """Return what `second` loses against `first`, given which texts each gets right (bool).
 
@@ -42,6 +52,28 @@ def loss(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> Pa
         only_first=only_first,
         only_second=only_second,
     )
+
+
+def mean_loss(first: np.ndarray, second: np.ndarray, resamples: int, seed: int) -> MeanLoss:
+    """Return what `second` loses against `first`, given which texts each gets right.
+
+    Both are bool (trainings, texts); row i of both comes from seed i. Trainings and texts are drawn
+    anew, each on its own (Owen 2007, "The pigeonhole bootstrap"): the bounds hold for other seeds
+    as well as for other texts.
+    """
+    assert first.dtype == second.dtype == bool
+    assert first.shape == second.shape
+    assert first.size > 0
+    num_trainings, num_texts = first.shape
+    lost = first.astype(np.float64) - second.astype(np.float64)
+    random = np.random.default_rng(seed)
+    drawn = np.empty(resamples)
+    for at in range(resamples):
+        trainings = random.integers(num_trainings, size=num_trainings)
+        texts = random.integers(num_texts, size=num_texts)
+        drawn[at] = lost[trainings].mean(axis=0)[texts].mean() * 100
+    lower, upper = np.quantile(drawn, [0.05, 0.95])
+    return MeanLoss(float(lost.mean() * 100), float(lower), float(upper))
 
 
 def _mcnemar(only_first: int, only_second: int) -> float:

@@ -52,8 +52,8 @@ class Config(Frozen):
     rearrange: bool = True
     """Let parts of a layer change places by the layer's Fisher block."""
     refit: Literal["none", "scale", "weights"] = "weights"
-    """Reconstruct the layers' outputs by each weight of the output matrices, or by a factor for each
-    part alone, as in the paper."""
+    """Reconstruct the layers' outputs by each weight of the output matrices, or by one factor for a
+    part, as in the paper."""
     shift_bias: bool = True
     """Let biases take up the mean of what a reconstruction leaves; not in the paper."""
     refit_examples: int = Field(default=512, ge=1, le=16_384)

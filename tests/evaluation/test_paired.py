@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tasks.evaluation.paired import loss
+from tasks.evaluation.paired import loss, mean_loss
 
 
 def answered(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,3 +62,29 @@ def test_it_is_repeatable_and_quick() -> None:
     found = loss(one, other, 5000, seed=5)
     assert time.perf_counter() - begin < 0.3
     assert loss(one, other, 5000, seed=5) == found
+
+
+def test_bounds_of_a_mean_hold_for_other_seeds_and_other_texts() -> None:
+    """Each training is worse by an amount of its own, each text by one of its own."""
+    random = np.random.default_rng(5)
+    held = {"lower": 0, "upper": 0}
+    for seed in range(200):
+        by_training = random.normal(0.02, 0.004, size=(6, 1))
+        hard = random.random(600) < 0.3
+        wrong = 0.5 * hard + by_training * (~hard) / 0.7
+        second = random.random((6, 600)) >= wrong
+        first = random.random((6, 600)) >= 0.5 * hard
+        found = mean_loss(first, second, 300, seed)
+        assert found.points == pytest.approx((first.mean() - second.mean()) * 100)
+        held["lower"] += found.lower <= 2.0
+        held["upper"] += found.upper >= 2.0
+    assert held["lower"] / 200 >= 0.93
+    assert held["upper"] / 200 >= 0.93
+
+
+def test_one_training_has_the_bounds_of_its_texts() -> None:
+    one, other = answered(830, 45, 25, 100)
+    whole = mean_loss(one[None], other[None], 5000, seed=3)
+    assert whole.points == pytest.approx(2.0)
+    assert whole.upper == pytest.approx(loss(one, other, 5000, seed=3).bound_points, abs=0.1)
+    assert whole.lower == pytest.approx(4.0 - whole.upper, abs=0.15)
