@@ -36,6 +36,17 @@ journal = sa.Table(
     sa.Column("detail", sa.Text, nullable=False, server_default=""),
 )
 
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column("model", sa.String(250), primary_key=True),
+    sa.Column("sequence", sa.Integer, primary_key=True, autoincrement=False),  # from 1
+    sa.Column("previous", sa.String(64), nullable=False),  # the hash of the entry before
+    sa.Column("hash", sa.String(64), nullable=False, unique=True),
+    sa.Column("entry", sa.Text, nullable=False),  # JSON, of which `hash` is the SHA-256
+    sa.UniqueConstraint("model", "previous"),  # two writers cannot both follow one entry
+)
+
 
 def engine(workspace: Workspace) -> sa.Engine:
     """Return the engine, tables made.

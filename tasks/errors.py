@@ -8,6 +8,8 @@
     ├── TechniqueError         5   a technique refuses, or its training failed
     ├── StoreError             6   a checkpoint is missing, tampered with, or cannot be written
     ├── ClaimLost              6   another worker has taken over this node
+    ├── LedgerBroken           6   the promotion ledger was changed behind our back
+    ├── PromotionRefused       10  the champion is not what was expected, or a gate says no
     ├── ExportError            7   a model cannot be exported or run in its runtime
     └── ServiceError           8   Prefect, MLflow or DVC cannot be used
         └── ServiceAway        8   it does not answer: a retry may help
@@ -59,6 +61,16 @@ class StoreError(NightpressError):
 
 class ClaimLost(StoreError):
     """The lease on a node lapsed and another worker has taken the node over."""
+
+
+class LedgerBroken(StoreError):
+    """The promotion ledger is not what was written: an entry was edited, moved, or is gone."""
+
+
+class PromotionRefused(NightpressError):
+    """The champion stays: another got there first, a gate says no, or the model does not answer."""
+
+    exit_code = 10
 
 
 class ExportError(NightpressError):

@@ -7,10 +7,11 @@ from typing import Any
 from tasks import claims, store
 from tasks.night import Night
 from tasks.press import Pressed
-from tasks.registry import tracking, versions
+from tasks.registry import promotion, tracking, versions
 from tasks.registry.assembly import variant_facts
 from tasks.registry.facts import DataFacts
 from tasks.registry.night_facts import Standing
+from tasks.registry.promotion import Move
 from tasks.registry.store import artifact_root, open_store
 from tasks.registry.versions import Version
 from tasks.settings import Settings
@@ -72,7 +73,7 @@ def enrol(night: Night, pressed: Pressed, trial: Trial) -> Enrolment:
     if trial.best is not None:
         versions.set_challenger(client, name, registered[trial.best])
         if _replaces(champion, trial, settings):
-            versions.promote(client, name, registered[trial.best])
+            _promote(night, client, registered[trial.best], champion, trial)
     return Enrolment(
         run=run,
         versions=registered,
@@ -80,6 +81,28 @@ def enrol(night: Night, pressed: Pressed, trial: Trial) -> Enrolment:
         champion_after=_standing(versions.champion(client, name)),
         challenger_before=_standing(challenger),
         challenger_after=_standing(versions.challenger(client, name)),
+    )
+
+
+def _promote(
+    night: Night, client: Any, candidate: Version, champion: Version | None, trial: Trial
+) -> None:
+    settings = night.settings
+    first = "the first model that passed" if champion is None else "better than the champion"
+    promotion.promote(
+        night.workspace,
+        client,
+        settings.name,
+        candidate,
+        Move(
+            action="promote",
+            reason=f"night {night.name}: {first}",
+            actor=promotion.whoami(),
+            policy=settings.registry.promotion,
+            data=night.data.pointer.md5,
+            fingerprint=trial.measured.fingerprint,
+        ),
+        expected=None if champion is None else champion.number,
     )
 
 

@@ -18,11 +18,14 @@ from tasks.registry.tracking import NODE
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from tasks.registry.ledger import Entry
+
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 VERDICT = "nightpress.verdict"
 REASONS = "nightpress.reasons"
 CANDIDATE = "nightpress.candidate"
+LEDGER = "nightpress.ledger"
 _MODEL = "nightpress.model"
 _REASONS_LENGTH = 5000
 
@@ -128,30 +131,43 @@ def set_challenger(client: "MlflowClient", name: str, candidate: Version | None)
             client.delete_registered_model_alias(model, CHALLENGER)
 
 
-def promote(client: "MlflowClient", name: str, candidate: Version) -> Version:
-    """Copy the candidate to `NAME`, once, and let `champion` point at the copy.
+def copy(client: "MlflowClient", name: str, candidate: Version) -> Version:
+    """Return the candidate's one copy in `NAME`, made where there is none yet. Raises ServiceError.
 
-    Repeating it after a crash completes it. Raises ServiceError.
+    `NAME` holds nothing but what was promoted: production needs no right on the candidates.
     """
-    copy = find(client, name, candidate.node)
+    standing = find(client, name, candidate.node)
+    if standing is not None:
+        return standing
     with talking(client):
-        if copy is None:
-            row = client.get_model_version(candidate.model, str(candidate.number))
-            copy = _create(
-                client,
-                name,
-                source=candidate.uri,
-                # a server refuses what its own row does not say
-                run_id=row.run_id,
-                model_id=row.model_id,
-                tags={**candidate.tags, CANDIDATE: str(candidate.number)},
-                description=f"Version {candidate.number} of {candidate.model}.",
-            )
-    standing = champion(client, name)
-    if standing is None or standing.number != copy.number:
-        with talking(client):
-            client.set_registered_model_alias(name, CHAMPION, str(copy.number))
-    return copy
+        row = client.get_model_version(candidate.model, str(candidate.number))
+        return _create(
+            client,
+            name,
+            source=candidate.uri,
+            # a server refuses what its own row does not say
+            run_id=row.run_id,
+            model_id=row.model_id,
+            tags={**candidate.tags, CANDIDATE: str(candidate.number)},
+            description=f"Version {candidate.number} of {candidate.model}.",
+        )
+
+
+def point(client: "MlflowClient", name: str, number: int | None) -> None:
+    """Let `champion` of `NAME` point at the version; None takes the alias away."""
+    with talking(client):
+        if number is None:
+            client.delete_registered_model_alias(name, CHAMPION)
+        else:
+            client.set_registered_model_alias(name, CHAMPION, str(number))
+
+
+def mirror(client: "MlflowClient", name: str, head: "Entry", champion: int | None) -> None:
+    """Show the ledger's last entry on the registered model, and on the version it concerns."""
+    with talking(client):
+        client.set_registered_model_tag(name, LEDGER, f"{head.sequence}:{head.hash}")
+        if champion is not None:
+            client.set_model_version_tag(name, str(champion), LEDGER, f"{head.sequence}")
 
 
 def champion(client: "MlflowClient", name: str) -> Version | None:
@@ -174,6 +190,21 @@ def by_alias(client: "MlflowClient", model: str, alias: str) -> Version | None:
         except MlflowException as error:
             # MLflow says INVALID_PARAMETER_VALUE for an alias that no version has
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+
+def by_number(client: "MlflowClient", model: str, number: int | None) -> Version | None:
+    """Return the version of that number; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    if number is None:
+        return None
+    with talking(client):
+        try:
+            return _version(client.get_model_version(model, str(number)))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
             raise
 

@@ -119,7 +119,7 @@ def test_champion_answers_over_http(client, workspace, name, export_folder, tmp_
         client, name, "2026-01-02", artifacts=store.artifact_root(workspace)
     )
     candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
-    versions.promote(client, name, candidate)
+    versions.point(client, name, versions.copy(client, name, candidate).number)
     command = ["models", "serve", "-m", f"models:/{name}@champion", "--env-manager", "local"]
     with servers.started(command, tmp_path, "/ping", client.tracking_uri) as address:
         for question in (
@@ -148,7 +148,9 @@ def test_a_server_keeps_the_same_registry(name, export_folder, tmp_path, monkeyp
             night = tracking.start_night(client, name, "2026-01-02")
             made = versions.register_variant(client, name, night, samples.variant(export_folder))
             versions.set_challenger(client, name, made)
-            assert versions.promote(client, name, made).number == 1
+            copied = versions.copy(client, name, made)
+            versions.point(client, name, copied.number)
+            assert copied.number == 1
         assert (made.number, made.fresh) == (1, False)
         measured = samples.variant(export_folder, measured_run="2026-01-03")
         assert versions.register_variant(client, name, night, measured).number == 1

@@ -232,32 +232,36 @@ def test_of_two_who_register_one_node_the_first_stands(client, night, name, expo
     assert len(held(client, first.model)) == 1
 
 
-def test_promotion_copies_once_and_moves_the_alias(client, night, name, export_folder):
-    assert versions.champion(client, name) is None
+def test_a_candidate_is_copied_once(client, night, name, export_folder):
     one = versions.register_variant(client, name, night, samples.variant(export_folder, "one"))
     two = versions.register_variant(client, name, night, samples.variant(export_folder, "two"))
-    assert versions.champion(client, name) is None
     for candidate, number in ((one, 1), (two, 2), (two, 2), (one, 1)):
-        promoted = versions.promote(client, name, candidate)
-        assert (promoted.model, promoted.number) == (name, number)
-        champion = versions.champion(client, name)
-        assert (champion.number, champion.node) == (number, candidate.node)
-        assert champion.tags[versions.CANDIDATE] == str(candidate.number)
-        assert champion.model_id == candidate.model_id
+        copied = versions.copy(client, name, candidate)
+        assert (copied.model, copied.number, copied.node) == (name, number, candidate.node)
+        assert copied.tags[versions.CANDIDATE] == str(candidate.number)
+        assert copied.model_id == candidate.model_id
     assert len(held(client, name)) == 2
+    assert versions.champion(client, name) is None
 
 
-def test_promotion_cut_short_is_completed(client, night, name, export_folder):
+def test_the_alias_comes_and_goes(client, night, name, export_folder):
+    candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
+    versions.point(client, name, versions.copy(client, name, candidate).number)
+    assert versions.champion(client, name).node == candidate.node
+    versions.point(client, name, None)
+    assert versions.champion(client, name) is None
+
+
+def test_a_copy_cut_short_is_completed(client, night, name, export_folder):
     candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
     counter = DyingClient(client, 0)
-    versions.promote(counter, f"{name}-counted", candidate)
-    assert counter.calls == 3
+    versions.copy(counter, f"{name}-counted", candidate)
+    assert counter.calls == 2
     for last in range(1, counter.calls + 1):
         with pytest.raises(Killed):
-            versions.promote(DyingClient(client, last), f"{name}-{last}", candidate)
-        versions.promote(client, f"{name}-{last}", candidate)
+            versions.copy(DyingClient(client, last), f"{name}-{last}", candidate)
+        versions.copy(client, f"{name}-{last}", candidate)
         assert len(held(client, f"{name}-{last}")) == 1
-        assert versions.champion(client, f"{name}-{last}").node == candidate.node
 
 
 def test_challenger_comes_and_goes(client, night, name, export_folder):
@@ -283,7 +287,7 @@ def test_promoted_model_loads_from_its_own_store_until_its_files_are_gone(
     client, night, name, export_folder
 ):
     candidate = versions.register_variant(client, name, night, samples.variant(export_folder))
-    champion = versions.promote(client, name, candidate)
+    champion = versions.copy(client, name, candidate)
     answers = versions.load(client, champion).predict([{"text": "awful film"}])
     assert answers["label"].tolist() == ["negative"]
     address = client.get_model_version_download_uri(name, "1")
