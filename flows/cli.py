@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 unexpected; 2 settings or usage; 3 a source cannot be read; 4 the validation
 gate stopped the night; 5 a technique failed; 6 a checkpoint or the store; 7 export; 8 a server;
-9 the night ended, but a variant failed; 130 interrupted.
+9 the night ended, but a variant failed; 10 the champion stays: a gate, or another promotion, says
+no; 130 interrupted.
 """
 
 import gc
@@ -125,6 +126,114 @@ def predict(
     from flows.asking import ask
 
     ask(Workspace.find(), settings.name, texts, version=version, as_json=as_json)
+
+
+Reason = Annotated[str, typer.Option("--reason", "-r", help="Why; it stands in the ledger.")]
+Which = Annotated[
+    str | None,
+    typer.Argument(help="A version of NAME-candidates, or an alias; the challenger by default."),
+]
+
+
+@app.command()
+def promote(
+    version: Which = None,
+    reason: Reason = "",
+    override: Annotated[
+        bool, typer.Option("--override", help="Promote against the gates; needs a reason.")
+    ] = False,
+    config: Config = PARAMS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a candidate beside champion and baseline, and let it be champion if it passes.
+
+    Example: nightpress promote 12 --reason "smaller, and as good"
+    """
+    if override and not reason:
+        from tasks.errors import SettingsError
+
+        raise SettingsError("--override goes against the gates: say why with `--reason`")
+    _act("promote", version, reason, config, overrides, as_json, override=override)
+
+
+@app.command()
+def approve(
+    version: Which = None,
+    reason: Reason = "",
+    config: Config = PARAMS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Approve the evidence of a challenger, which then becomes champion.
+
+    The evidence must still hold: the same champion stands, the data is the same.
+
+    Example: nightpress approve --reason "the flips look fine"
+    """
+    _act("approve", version, reason, config, overrides, as_json)
+
+
+@app.command()
+def reject(
+    version: Which = None,
+    reason: Reason = "",
+    config: Config = PARAMS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that a candidate is not to be champion; no later night proposes it again.
+
+    Example: nightpress reject --reason "gets negations wrong"
+    """
+    _act("reject", version, reason, config, overrides, as_json)
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        str | None, typer.Option("--to", help="A version of NAME; the champion before by default.")
+    ] = None,
+    reason: Reason = "",
+    config: Config = PARAMS,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let an earlier champion be champion again, once it has answered.
+
+    Example: nightpress rollback --reason "users complain"
+    """
+    _act("rollback", to, reason, config, overrides, as_json)
+
+
+@app.command()
+def history(config: Config = PARAMS, as_json: AsJson = False) -> None:
+    """Show who moved the champion, when and why, and check that nobody changed the record.
+
+    Example: nightpress history
+    """
+    settings = _settings(config, None, None, None)
+    from flows.promoting import show_history
+
+    show_history(Workspace.find(), settings.name, as_json=as_json)
+
+
+def _act(
+    what: str,
+    which: str | None,
+    reason: str,
+    config: Path,
+    overrides: list[str] | None,
+    as_json: bool,
+    override: bool = False,
+) -> None:
+    settings = _settings(config, None, overrides, None)
+    from flows.promoting import act
+
+    act(
+        Workspace.find(), settings, what, which,
+        reason=reason, override=override, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 
@@ -27,11 +27,7 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
     narrator, began = Narrator(Console(stderr=True)), time.time()
     with only_night(workspace, settings.name):
         claims.sweep(workspace)
-        home = workspace.state / "prefect" / settings.name
-        log = workspace.state / "logs" / "prefect-server.log"
-        own_server = not os.environ.get("PREFECT_API_URL")
-        _quiet_prefect(workspace, own_server=own_server)
-        with prefect_api(home, log, meanwhile=lambda: _get_ready(settings)):
+        with embedded_prefect(workspace, settings.name, lambda: _get_ready(settings)) as own_server:
             from flows.nightly import nightly
             from flows.reaping import reap
 
@@ -48,6 +44,22 @@ def run_night(workspace: Workspace, settings: Settings, *, as_json: bool) -> int
     else:
         night_report.terminal_table(facts, console.for_results())
     return EXIT_VARIANTS_FAILED if facts.failed else 0
+
+
+@contextlib.contextmanager
+def embedded_prefect(
+    workspace: Workspace, name: str, meanwhile: Callable[[], None]
+) -> Iterator[bool]:
+    """Have a Prefect API, and tell whether it is a server of this run's own.
+
+    `meanwhile` is called while it comes up; it imports what needs it.
+    """
+    home = workspace.state / "prefect" / name
+    log = workspace.state / "logs" / "prefect-server.log"
+    own_server = not os.environ.get("PREFECT_API_URL")
+    _quiet_prefect(workspace, own_server=own_server)
+    with prefect_api(home, log, meanwhile=meanwhile):
+        yield own_server
 
 
 @contextlib.contextmanager

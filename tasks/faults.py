@@ -1,4 +1,4 @@
-"""Dies where a test says so: what a SIGKILL leaves at each point must be mended by who comes next."""
+"""Dies where a test says so: what a SIGKILL leaves is mended by whoever comes next."""
 
 import os
 import signal

@@ -25,9 +25,12 @@ from tasks.exports import Export
 from tasks.night import Night
 from tasks.plan import Node
 from tasks.press import Ground, Pressed
-from tasks.registry import enrolment, telling
+from tasks.registry import enrolment, succession, telling, weighing
 from tasks.registry.enrolment import Enrolment
+from tasks.registry.evidence import Evidence
 from tasks.registry.night_facts import NightFacts
+from tasks.registry.store import open_store
+from tasks.registry.versions import Version
 from tasks.settings import Settings
 from tasks.store import Manifest
 from tasks.training.progress import Progress, Silent
@@ -164,6 +167,86 @@ def report(
 ) -> NightFacts:
     """Write the night's page and log it."""
     return telling.tell(night, validation, pressed, tried, enrolled, clock, note)
+
+
+@_step("find candidate", "registry", network=True)
+def find_candidate(workspace: Workspace, settings: Settings, which: str | None) -> Version:
+    """Find the candidate that a person means."""
+    return succession.candidate(open_store(workspace), settings.name, which)
+
+
+@_step("weigh", "gates")
+def weigh(
+    workspace: Workspace,
+    settings: Settings,
+    version: Version,
+    data: PreparedData,
+    progress: Progress,
+) -> tuple[Evidence, str]:
+    """Measure the candidate, the champion and the baseline together, and keep the evidence."""
+    return weighing.weigh(workspace, settings, version, data, progress)
+
+
+@_step("promote", "registry", network=True)
+def promote(
+    workspace: Workspace,
+    settings: Settings,
+    version: Version,
+    weighed: tuple[Evidence, str],
+    why: str,
+    actor: str,
+    override: bool,
+) -> dict[str, Any]:
+    """Move the champion's alias to the candidate, on the evidence."""
+    client = open_store(workspace)
+    shown, sha256 = weighed
+    promoted = succession.promote(
+        workspace, client, version, shown, sha256, reason=why, actor=actor,
+        policy=settings.registry.promotion, override=override,
+    )  # fmt: skip
+    return succession.outcome(workspace, promoted)
+
+
+@_step("approve", "registry", network=True)
+def approve(
+    workspace: Workspace,
+    settings: Settings,
+    version: Version,
+    data: PreparedData,
+    why: str,
+    actor: str,
+) -> dict[str, Any]:
+    """Write a person's approval of the candidate's evidence, and promote the candidate on it."""
+    client, name = open_store(workspace), settings.name
+    shown, sha256 = succession.standing_evidence(workspace, client, name, version, data.pointer.md5)
+    promoted = succession.approve(
+        workspace, client, version, shown, sha256, reason=why, actor=actor,
+        policy=settings.registry.promotion,
+    )  # fmt: skip
+    return succession.outcome(workspace, promoted)
+
+
+@_step("reject", "registry", network=True)
+def reject(
+    workspace: Workspace, settings: Settings, version: Version, why: str, actor: str
+) -> dict[str, Any]:
+    """Write a person's rejection of the candidate."""
+    client = open_store(workspace)
+    succession.reject(workspace, client, settings.name, version, reason=why, actor=actor)
+    return {"model": settings.name, "rejected": version.number}
+
+
+@_step("roll back", "registry", network=True)
+def roll_back(
+    workspace: Workspace, settings: Settings, which: str | None, why: str, actor: str
+) -> dict[str, Any]:
+    """Move the champion's alias back."""
+    client = open_store(workspace)
+    back = succession.roll_back(
+        workspace, client, settings.name, which, reason=why, actor=actor,
+        policy=settings.registry.promotion,
+    )  # fmt: skip
+    return succession.outcome(workspace, back)
 
 
 def reason(state: Any) -> str:

@@ -202,7 +202,7 @@ def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) ->
     contenders: dict[str, Contender] = {EAGER: EagerModel(baseline, threads)}
     for key, export in exports.items():
         contenders[key] = Session(export.folder, threads)
-    texts = _test_texts(night)
+    texts = texts_of_test(night)
     latencies = measure(contenders, texts, config, progress)
     sample = texts[: config.batch_size]
     memory = {key: peak_memory_mb(e.folder, threads, sample) for key, e in exports.items()}
@@ -216,7 +216,8 @@ def _measure(night: Night, exports: Mapping[str, Export], progress: Progress) ->
     )
 
 
-def _test_texts(night: Night) -> list[str]:
+def texts_of_test(night: Night) -> list[str]:
+    """Return the texts of the test split, in its order."""
     rows = predictions.held_out(night.ground.data_folder, 0, 0)
     texts: list[str] = rows.loc[rows["split"] == "test", "text"].tolist()
     return texts
@@ -235,7 +236,7 @@ def judge(
     `incumbent` is the node that production loads; it is judged as a variant of tonight's baseline.
     """
     base, labels, settings = night.plan.baseline, night.ground.labels, night.settings
-    texts = _test_texts(night)
+    texts = texts_of_test(night)
     answered = {
         key: answers(path, files_of_answers[base], labels, texts)
         for key, path in files_of_answers.items()
@@ -251,6 +252,8 @@ def judge(
             speedup=speedups[key][base],
             shrink=exports[base].facts.size_bytes / exports[key].facts.size_bytes,
             proof=_proof(night, exports, key),
+            baseline_slices=answered[base].slices,
+            variant_slices=answered[key].slices,
         )
         for key in variants
     }
@@ -275,6 +278,39 @@ def judge(
         best=best,
         incumbent=incumbent,
         better=_is_better(best, incumbent, passing, answered, settings),
+    )
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A variant beside the champion, on the same test texts and in the same measurement."""
+
+    shown: gates.Succession
+    agreement: Agreement
+    changed: tuple[Changed, ...]
+    """Test texts that the champion gets right and the variant does not, the worst first."""
+
+
+def beside(night: Night, tried: Trial, key: str, champion: str) -> Beside:
+    """Return what the variant `key` is beside the node `champion`; both were tried."""
+    settings, labels = night.settings, tried.labels
+    own, others = tried.answers[key], tried.answers[champion]
+    (mine, numbers), (theirs, _) = (
+        predictions.of_split(pd.read_parquet(one.predictions), labels, "test")
+        for one in (own, others)
+    )
+    latencies = tried.measured.latencies
+    sizes = {one: tried.exports[one].facts.size_bytes for one in (key, champion)}
+    return Beside(
+        shown=gates.Succession(
+            loss=_loss(others, own, settings),
+            speedup=ratio(
+                latencies[champion].rounds_ms, latencies[key].rounds_ms, settings.evaluation
+            ),
+            shrink=sizes[champion] / sizes[key],
+        ),
+        agreement=agreement(theirs, mine),
+        changed=most_changed(theirs, mine, numbers, texts_of_test(night), labels, _MOST_CHANGED),
     )
 
 

@@ -30,6 +30,8 @@ QUICK = {
         "max_loss_points": 100,
         "max_loss_bound_points": 100,
         "max_recall_drop_points": 100,
+        "max_slice_drop_points": 100,
+        "max_calibration_rise": 1,
         "min_accuracy": 0,
         "min_speedup": 1000,
         "min_shrink": 1.1,

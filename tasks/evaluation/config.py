@@ -46,6 +46,10 @@ class GatesConfig(Frozen):
     """Absolute floor."""
     max_recall_drop_points: float = Field(default=10.0, ge=0)
     """Largest fall of one class's recall."""
+    max_slice_drop_points: float = Field(default=10.0, ge=0)
+    """Largest fall of accuracy on the labelled texts of one other domain."""
+    max_calibration_rise: float = Field(default=0.1, ge=0)
+    """Largest rise of the expected calibration error, which lies between 0 and 1."""
     min_speedup: float = Field(default=1.1, ge=1)
     """p50 at batch 1 against the fp32 baseline exported to the same runtime: the lower 95% bound
     must reach this, or the size must."""
@@ -58,5 +62,8 @@ class RegistryConfig(Frozen):
 
     objective: Literal["latency", "throughput", "size", "accuracy"] = "latency"
     """Which end of the Pareto front becomes challenger; ranked on validation accuracy."""
-    promotion: Literal["auto", "manual"] = "auto"
-    """`auto`: a challenger that is better than the champion by the objective replaces it."""
+    promotion: Literal["auto", "approve", "manual"] = "approve"
+    """How a challenger replaces the champion. `auto`: by itself, where it passes the gates beside
+    the champion and is better by the objective; `approve`: when a person approves the evidence;
+    `manual`: when a person promotes it. The first model that passes becomes champion by itself,
+    but for `manual`."""

@@ -1,7 +1,7 @@
 """The gates: what a variant must show, on test data and in one measurement, to be worth having."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tasks.evaluation.config import GatesConfig
 from tasks.evaluation.paired import PairedLoss
@@ -9,8 +9,10 @@ from tasks.evaluation.proof import Proof
 from tasks.evaluation.quality import Quality
 from tasks.runtime.latency import Ratio
 
-ACCURACY = frozenset({"loss", "loss bound", "floor", "recall"})
+ACCURACY = frozenset({"loss", "loss bound", "floor", "recall", "slices", "calibration"})
 """The gates on accuracy, by name."""
+_SMALLER = 1.01
+"""Bytes this many times fewer count as smaller."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,21 @@ class Evidence:
     shrink: float
     """Baseline's bytes divided by the variant's."""
     proof: Proof
+    baseline_slices: Mapping[str, Quality] = field(default_factory=dict)
+    variant_slices: Mapping[str, Quality] = field(default_factory=dict)
+    """Other domain → on its labelled texts."""
+
+
+@dataclass(frozen=True)
+class Succession:
+    """A candidate beside the champion that it is to replace, in one measurement."""
+
+    loss: PairedLoss
+    """What the candidate loses against the champion."""
+    speedup: Ratio
+    """Champion's p50 at batch 1 divided by the candidate's."""
+    shrink: float
+    """Champion's bytes divided by the candidate's."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +88,48 @@ def judge(evidence: Evidence, gates: GatesConfig) -> Verdict:
             ),
             _floor(evidence.variant.accuracy, gates.min_accuracy),
             _recall(evidence.baseline.recall, evidence.variant.recall, gates),
+            _slices(evidence.baseline_slices, evidence.variant_slices, gates),
+            _calibration(evidence.baseline.ece, evidence.variant.ece, gates),
             GateResult("effect", evidence.proof.changed, evidence.proof.message),
             _gain(evidence, gates),
         )
     )
+
+
+def judge_succession(shown: Succession, gates: GatesConfig) -> tuple[GateResult, ...]:
+    """Hold a candidate against the champion: no worse by more than the margins, and better.
+
+    The margins are those against the baseline; McNemar's test decides nothing, since not
+    significant is not equal.
+    """
+    return (
+        _at_most(
+            "champion loss",
+            shown.loss.points,
+            gates.max_loss_points,
+            "accuracy lost against the champion",
+        ),
+        _at_most(
+            "champion loss bound",
+            shown.loss.bound_points,
+            gates.max_loss_bound_points,
+            "95% bound of the accuracy lost against the champion",
+        ),
+        _improvement(shown),
+    )
+
+
+def _improvement(shown: Succession) -> GateResult:
+    """Faster, smaller or more accurate than the champion, beyond noise."""
+    speed, shrink, loss = shown.speedup, shown.shrink, shown.loss
+    passed = speed.lower > 1 or shrink >= _SMALLER or loss.bound_points < 0
+    message = (
+        f"{speed.value:.2f}× as fast as the champion (at least {speed.lower:.2f}×), "
+        f"{shrink:.2f}× as small, {-loss.points:+.2f} points of accuracy"
+    )
+    if not passed:
+        message = f"no better than the champion beyond noise: {message}"
+    return GateResult("improvement", passed, message)
 
 
 def _at_most(name: str, value: float, limit: float, what: str) -> GateResult:
@@ -103,6 +158,36 @@ def _recall(
         falls[worst],
         gates.max_recall_drop_points,
         f"the largest fall in recall, of `{worst}`,",
+    )
+
+
+def _slices(
+    before: Mapping[str, Quality], after: Mapping[str, Quality], gates: GatesConfig
+) -> GateResult:
+    falls = {
+        name: (before[name].accuracy - after[name].accuracy) * 100
+        for name in before.keys() & after.keys()
+    }
+    if not falls:
+        return GateResult("slices", True, "there are no texts of other domains")
+    worst = max(sorted(falls), key=lambda name: falls[name])
+    return _at_most(
+        "slices",
+        falls[worst],
+        gates.max_slice_drop_points,
+        f"the largest fall on other text, on `{worst}`,",
+    )
+
+
+def _calibration(before: float, after: float, gates: GatesConfig) -> GateResult:
+    rise = after - before
+    passed = rise <= gates.max_calibration_rise
+    over = "" if passed else f", {rise - gates.max_calibration_rise:.4f} over"
+    return GateResult(
+        "calibration",
+        passed,
+        f"calibration error is {after:.4f}, {rise:+.4f} against the baseline's "
+        f"(limit {gates.max_calibration_rise:.4f}{over})",
     )
 
 

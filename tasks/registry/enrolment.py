@@ -2,21 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks import claims, store
+from tasks.errors import LedgerBroken, PromotionRefused
 from tasks.night import Night
 from tasks.press import Pressed
-from tasks.registry import promotion, tracking, versions
+from tasks.registry import evidence, ledger, promotion, succession, tracking, versions
 from tasks.registry.assembly import variant_facts
+from tasks.registry.evidence import Evidence
 from tasks.registry.facts import DataFacts
 from tasks.registry.night_facts import Standing
-from tasks.registry.promotion import Move
 from tasks.registry.store import artifact_root, open_store
 from tasks.registry.versions import Version
-from tasks.settings import Settings
 from tasks.store import Manifest
-from tasks.trial import Trial
+from tasks.trial import Trial, texts_of_test
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PROBES = 8
+"""Test texts that a new champion is asked."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Enrolment:
     champion_after: Standing | None
     challenger_before: Standing | None
     challenger_after: Standing | None
+    note: str = ""
+    """Why nothing was promoted, where something should have been."""
 
 
 def standing_champion(night: Night) -> Manifest | None:
@@ -69,11 +77,17 @@ def enrol(night: Night, pressed: Pressed, trial: Trial) -> Enrolment:
         for key in trial.exports
         if key in night.plan.nodes
     }
+    note = ""
+    try:
+        promotion.recover(workspace, client, name)
+    except LedgerBroken as error:
+        note = f"No promotion tonight. {error}"
     champion, challenger = versions.champion(client, name), versions.challenger(client, name)
-    if trial.best is not None:
-        versions.set_challenger(client, name, registered[trial.best])
-        if _replaces(champion, trial, settings):
-            _promote(night, client, registered[trial.best], champion, trial)
+    if trial.best is not None and not note:
+        try:
+            _advance(night, client, registered[trial.best], champion, trial)
+        except (PromotionRefused, LedgerBroken) as error:  # the night's work stands all the same
+            note = f"No promotion tonight. {error}"
     return Enrolment(
         run=run,
         versions=registered,
@@ -81,42 +95,49 @@ def enrol(night: Night, pressed: Pressed, trial: Trial) -> Enrolment:
         champion_after=_standing(versions.champion(client, name)),
         challenger_before=_standing(challenger),
         challenger_after=_standing(versions.challenger(client, name)),
+        note=note,
     )
 
 
-def _promote(
-    night: Night, client: Any, candidate: Version, champion: Version | None, trial: Trial
+def _advance(
+    night: Night, client: "MlflowClient", best: Version, champion: Version | None, trial: Trial
 ) -> None:
-    settings = night.settings
+    """Make tonight's best the challenger, with its evidence, and promote it where policy says so.
+
+    One that a person has rejected, or that is champion already, is left as it is.
+    """
+    workspace, name = night.workspace, night.settings.name
+    if champion is not None and champion.node == best.node:
+        versions.set_challenger(client, name, None)
+        return
+    word = ledger.load(workspace, name).word_on(best.number)
+    if word is not None and word.kind == "rejected":
+        return
+    shown = evidence.of(night, trial, best.node)
+    sha256 = succession.attach(workspace, client, best, shown)
+    versions.set_challenger(client, name, best)
+    policy = night.settings.registry.promotion
+    if not _is_next(champion, shown, policy):
+        return
     first = "the first model that passed" if champion is None else "better than the champion"
-    promotion.promote(
-        night.workspace,
+    succession.promote(
+        workspace,
         client,
-        settings.name,
-        candidate,
-        Move(
-            action="promote",
-            reason=f"night {night.name}: {first}",
-            actor=promotion.whoami(),
-            policy=settings.registry.promotion,
-            data=night.data.pointer.md5,
-            fingerprint=trial.measured.fingerprint,
-        ),
-        expected=None if champion is None else champion.number,
+        best,
+        shown,
+        sha256,
+        reason=f"night {night.name}: {first}",
+        actor=promotion.whoami(),
+        policy=policy,
+        texts=texts_of_test(night)[:_PROBES],
     )
 
 
-def _replaces(champion: Version | None, trial: Trial, settings: Settings) -> bool:
-    """Tell whether the night's best becomes champion without a person's word.
-
-    It does where there is none yet; else by policy, where it was tried beside the one that stands
-    now and is better.
-    """
+def _is_next(champion: Version | None, shown: Evidence, policy: str) -> bool:
+    """Tell whether the night's best becomes champion without a person's word."""
     if champion is None:
-        return True
-    if settings.registry.promotion != "auto" or champion.node != trial.incumbent:
-        return False
-    return trial.better
+        return policy != "manual"
+    return policy == "auto" and champion.node == shown.champion and shown.passed and shown.better
 
 
 def _standing(version: Version | None) -> Standing | None:

@@ -152,6 +152,14 @@ def settled(
     return told
 
 
+def recover(workspace: Workspace, client: "MlflowClient", name: str) -> None:
+    """End what a mover who died left open. Raises LedgerBroken."""
+    if ledger.load(workspace, name).open_intent is None:
+        return
+    with turn(workspace, name):
+        _end_open_move(workspace, client, ledger.load(workspace, name), PROBES)
+
+
 def drift(workspace: Workspace, client: "MlflowClient", name: str) -> tuple[int | None, int | None]:
     """Return the versions that are champion by the alias and by the ledger."""
     standing = versions.champion(client, name)

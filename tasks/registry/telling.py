@@ -44,7 +44,7 @@ def tell(
         _facts(night, validation, trial, enrolment, clock.began),
         nodes=tuple(assembly.node_row(node, pressed) for node in night.plan.nodes.values()),
         variants=tuple(_rows(night, pressed, trial, enrolment)),
-        note=note,
+        note=" ".join(filter(None, (enrolment.note, note))),
         links=_links(client, night, enrolment, folder / PAGE),
         seconds=clock.seconds,
         phases=tuple(Phase(*row) for row in clock.costs()),

@@ -7,6 +7,7 @@ what makes registering and promoting safe to repeat after a crash at any point.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ServiceError
@@ -14,6 +15,7 @@ from tasks.registry import serving, tracking
 from tasks.registry.facts import VariantFacts
 from tasks.registry.store import talking, without_password
 from tasks.registry.tracking import NODE
+from tasks.suggest import nearest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,8 +28,10 @@ VERDICT = "nightpress.verdict"
 REASONS = "nightpress.reasons"
 CANDIDATE = "nightpress.candidate"
 LEDGER = "nightpress.ledger"
+EVIDENCE = "nightpress.evidence"
 _MODEL = "nightpress.model"
 _REASONS_LENGTH = 5000
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,14 @@ def set_challenger(client: "MlflowClient", name: str, candidate: Version | None)
             client.delete_registered_model_alias(model, CHALLENGER)
 
 
+def attach_evidence(client: "MlflowClient", candidate: Version, sha256: str, path: Path) -> Version:
+    """Attach the evidence file to the candidate, and name it there by its hash."""
+    with talking(client):
+        client.log_artifact(candidate.run_id, str(path), "evidence")
+        client.set_model_version_tag(candidate.model, str(candidate.number), EVIDENCE, sha256)
+    return replace(candidate, tags={**candidate.tags, EVIDENCE: sha256})
+
+
 def copy(client: "MlflowClient", name: str, candidate: Version) -> Version:
     """Return the candidate's one copy in `NAME`, made where there is none yet. Raises ServiceError.
 
@@ -210,18 +222,32 @@ def by_number(client: "MlflowClient", model: str, number: int | None) -> Version
 
 
 def named(client: "MlflowClient", name: str, which: str) -> Version:
-    """Return the version of `NAME` that `which`, an alias or a number, means.
+    """Return the version of the registered model `name` that `which`, an alias or a number, means.
 
-    Raises ServiceError where there is none.
+    Raises ServiceError where there is none, with those that there are.
     """
-    with talking(client):
-        rows = client.search_model_versions(f"name = '{name}'")
-    found = by_alias(client, name, which) if not which.isdigit() else None
-    found = found or next((_version(r) for r in rows if str(r.version) == which), None)
+    which = which.removeprefix("@")
+    found = by_number(client, name, int(which)) if which.isdigit() else None
+    if found is None and not which.isdigit():
+        found = by_alias(client, name, which)
     if found is None:
-        known = [f"version {row.version}" for row in rows] or ["no version yet: run a night"]
-        raise ServiceError(f"`{name}` has no `{which}`; it has {', '.join(known[:10])}")
+        raise ServiceError(f"`{name}` has no `{which}`; {_known(client, name, which)}")
     return found
+
+
+def _known(client: "MlflowClient", name: str, which: str) -> str:
+    """Return what versions and aliases there are: the nearest alias, or the last versions."""
+    with talking(client):
+        rows = client.search_model_versions(
+            f"name = '{name}'", max_results=_SHOWN, order_by=["version_number DESC"]
+        )
+        aliases = client.get_registered_model(name).aliases if rows else {}
+    if not rows:
+        return "it has no version yet: run a night"
+    close = "" if which.isdigit() else nearest(which, aliases)
+    if "did you mean" in close:
+        return close.removeprefix("; ")
+    return f"it has {', '.join(f'version {row.version}' for row in rows)}"
 
 
 def load(client: "MlflowClient", version: Version) -> Any:

@@ -1,5 +1,6 @@
 """How figures are written, alike in the terminal, the page and Markdown."""
 
+import unicodedata
 from collections.abc import Mapping
 
 from tasks.registry.night_facts import Figures, Interval, VariantRow
@@ -80,3 +81,12 @@ def duration(seconds: float) -> str:
 def rows(counts: Mapping[str, int]) -> str:
     """Return `train 6,042 · test 2,517`."""
     return " · ".join(f"{split} {count:,}" for split, count in counts.items())
+
+
+def plain(text: str) -> str:
+    """Return text of other people's as it can be shown in a terminal: in one line, with no control
+    characters and none that turn the direction of writing."""
+    return "".join(
+        character if unicodedata.category(character)[0] != "C" else "\N{REPLACEMENT CHARACTER}"
+        for character in " ".join(text.split())
+    )

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from tasks.evaluation.config import GatesConfig
-from tasks.evaluation.gates import ACCURACY, Evidence, Verdict, judge
+from tasks.evaluation.gates import (
+    ACCURACY,
+    Evidence,
+    Succession,
+    Verdict,
+    judge,
+    judge_succession,
+)
 from tasks.evaluation.paired import PairedLoss
 from tasks.evaluation.proof import Proof
 from tasks.evaluation.quality import Quality
@@ -62,6 +69,19 @@ def test_the_gates_on_accuracy_are_among_all_and_the_effect_is_told() -> None:
             "recall",
             "`bad`, is 12.00 points (limit 10.00, 2.00 over)",
         ),
+        (
+            {
+                "baseline_slices": {"news": QUALITY, "tweets": QUALITY},
+                "variant_slices": {"news": QUALITY, "tweets": replace(QUALITY, accuracy=0.75)},
+            },
+            "slices",
+            "on `tweets`, is 11.00 points (limit 10.00, 1.00 over)",
+        ),
+        (
+            {"variant": replace(QUALITY, ece=0.13)},
+            "calibration",
+            "0.1300, +0.1100 against the baseline's (limit 0.1000, 0.0100 over)",
+        ),
         ({"proof": Proof(False, "pruning.magnitude changed nothing")}, "effect", "changed nothing"),
         (
             {"speedup": Ratio(1.2, 1.05, 1.3), "shrink": 1.2},
@@ -104,3 +124,28 @@ def test_the_exported_baseline_itself_wins_nothing(limits: GatesConfig) -> None:
 def test_a_gain_in_recall_is_no_fall() -> None:
     better = replace(QUALITY, recall={"bad": 0.99, "good": 0.99})
     assert judge(replace(GOOD, variant=better), LIMITS).passed
+
+
+BETTER = Succession(
+    loss=replace(LOSS, points=0.2, bound_points=0.9), speedup=Ratio(1.4, 1.2, 1.6), shrink=1.0
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "gates", "words"),
+    [
+        ({}, [], ""),
+        ({"loss": replace(LOSS, points=1.3, bound_points=1.9)}, ["champion loss"], "0.30 over"),
+        ({"loss": replace(LOSS, bound_points=2.2)}, ["champion loss bound"], "0.20 over"),
+        ({"speedup": Ratio(1.1, 0.97, 1.2)}, ["improvement"], "1.10× as fast as the champion"),
+        ({"speedup": Ratio(0.9, 0.8, 1.0), "shrink": 1.3}, [], ""),
+        ({"speedup": Ratio(1.0, 0.9, 1.1), "loss": replace(LOSS, points=-2.0, bound_points=-0.4)},
+         [], ""),
+    ],
+)  # fmt: skip
+def test_a_successor_is_no_worse_and_better_beyond_noise(
+    change: dict[str, object], gates: list[str], words: str
+) -> None:
+    found = judge_succession(replace(BETTER, **change), LIMITS)  # type: ignore[arg-type]
+    assert [gate.name for gate in found if not gate.passed] == gates
+    assert all(words in gate.message for gate in found if not gate.passed)

@@ -1,6 +1,7 @@
 """The ledger holds, and whatever is done to it behind our back is named by its entry."""
 
 import hashlib
+import itertools
 import json
 import threading
 import time
@@ -73,7 +74,7 @@ def test_the_copy_can_be_checked_with_no_tool_of_ours(place):
     told = write(place)
     lines = ledger.copy_of(place, "reviews").read_bytes().splitlines()
     assert [hashlib.sha256(line).hexdigest() for line in lines] == [e.hash for e in told.entries]
-    for before, line in zip(lines, lines[1:], strict=False):
+    for before, line in itertools.pairwise(lines):
         assert json.loads(line)["previous"] == hashlib.sha256(before).hexdigest()
 
 
