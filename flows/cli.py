@@ -9,7 +9,7 @@ no; 130 interrupted.
 import gc
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -219,7 +219,7 @@ def history(config: Config = PARAMS, as_json: AsJson = False) -> None:
 
 
 def _act(
-    what: str,
+    what: Literal["promote", "approve", "reject", "rollback"],
     which: str | None,
     reason: str,
     config: Path,

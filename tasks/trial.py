@@ -241,7 +241,8 @@ def judge(
         key: answers(path, files_of_answers[base], labels, texts)
         for key, path in files_of_answers.items()
     }
-    variants = [key for key in exports if key != base]
+    # a baseline is weighed as a candidate where a person asks for it
+    variants = [key for key in exports if key != base or key in night.plan.leaves.values()]
     losses = {key: _loss(answered[base], answered[key], settings) for key in variants}
     speedups = {key: _speedups(measured, key, base, settings) for key in variants}
     evidence = {

@@ -22,6 +22,7 @@ def test_the_best_of_a_poor_night_does_not_replace_a_good_champion(
         "-S", "baseline.training.learning_rate=1e-7",
         "-S", "recipes.poor=[{structure.layer_drop: {keep: 1}}]",
         "-S", "gates.max_loss_points=5", "-S", "gates.max_loss_bound_points=15",
+        "-S", "registry.promotion=auto",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
