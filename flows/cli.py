@@ -275,15 +275,27 @@ def ui(
 def doctor(
     config: Config = PARAMS,
     fix: Annotated[bool, typer.Option("--fix", help="Remove what ended processes left.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Write a champion set by other means into the ledger.")
+    ] = False,
+    restore: Annotated[
+        bool, typer.Option("--restore", help="Move the champion to where the ledger says.")
+    ] = False,
+    reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
     """Check versions, settings, servers, stores and claims; exit 1 where something is wrong.
 
     Example: nightpress doctor --fix
     """
+    if adopt and restore:
+        from tasks.errors import SettingsError
+
+        raise SettingsError("--adopt and --restore are opposites: give one of them")
     from flows.examination import examine
 
-    raise typer.Exit(examine(config, fix=fix, as_json=as_json))
+    mend: Literal["adopt", "restore"] | None = "adopt" if adopt else "restore" if restore else None
+    raise typer.Exit(examine(config, fix=fix, mend=mend, reason=reason, as_json=as_json))
 
 
 def _settings(

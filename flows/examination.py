@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -29,9 +30,16 @@ class Finding:
     text: str
 
 
-def examine(config: Path, *, fix: bool, as_json: bool) -> int:
+Mend = Literal["adopt", "restore"]
+"""What to do with an alias that was moved without the ledger: write it down, or move it back."""
+
+
+def examine(config: Path, *, fix: bool, mend: Mend | None, reason: str, as_json: bool) -> int:
     """Print what was found; return 0 where all is well, else 1."""
     findings = list(_findings(config, fix=fix))
+    if all(finding.well for finding in findings if finding.check in ("settings", "registry")):
+        workspace, name = Workspace.find(), settings.load(config).name
+        findings.append(_guarded("champion", lambda: _champion(workspace, name, mend, reason)))
     if as_json:
         json.dump([asdict(finding) for finding in findings], sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -139,6 +147,25 @@ def _registry(workspace: Workspace) -> str:
 
     client = open_store(workspace)
     return f"MLflow opens, {len(client.search_registered_models())} registered models"
+
+
+def _champion(workspace: Workspace, name: str, mend: Mend | None, reason: str) -> str:
+    """Hold the alias against the ledger, and mend it where that is asked for."""
+    from tasks.registry import promotion
+    from tasks.registry.promotion import Move
+    from tasks.registry.store import open_store
+
+    client = open_store(workspace)
+    promotion.recover(workspace, client, name)
+    alias, told = promotion.drift(workspace, client, name)
+    if alias == told:
+        return "none yet" if told is None else f"version {told} of {name}, as the ledger says"
+    if mend is None:
+        raise promotion.moved_otherwise(name, alias, told)
+    act = promotion.adopt if mend == "adopt" else promotion.restore
+    now = act(workspace, client, name, Move(mend, reason, promotion.whoami()))
+    where = "no version" if now is None else f"version {now}"
+    return f"{where} of {name} now, by the alias and by the ledger"
 
 
 def _server(variable: str) -> Finding:

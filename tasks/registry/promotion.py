@@ -144,12 +144,17 @@ def settled(
     standing = versions.champion(client, name)
     number = None if standing is None else standing.number
     if number != told.champion:
-        raise PromotionRefused(
-            f"the alias `champion` of {name} points at {_version(number)}, and the ledger says "
-            f"{_version(told.champion)}: it was moved by other means; `nightpress doctor --adopt` "
-            "takes that into the ledger, `--restore` moves it back"
-        )
+        raise moved_otherwise(name, number, told.champion)
     return told
+
+
+def moved_otherwise(name: str, alias: int | None, told: int | None) -> PromotionRefused:
+    """Return the error of an alias that is not where the ledger says."""
+    return PromotionRefused(
+        f"the alias `champion` of {name} points at {_version(alias)}, and the ledger says "
+        f"{_version(told)}: it was moved by other means; `nightpress doctor --adopt` takes that "
+        "into the ledger, `nightpress doctor --restore` moves it back"
+    )
 
 
 def recover(workspace: Workspace, client: "MlflowClient", name: str) -> None:

@@ -116,3 +116,25 @@ def test_a_ledger_changed_behind_our_back_is_named(root: Path, tmp_path: Path) -
     done = workspaces.nightpress(other, "history")
     assert done.returncode == 6
     assert "is not entry" in done.stderr
+
+
+def test_doctor_finds_an_alias_that_was_moved_by_other_means(root: Path) -> None:
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{root}/mlflow/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+    def champion() -> str:
+        return str(client.get_model_version_by_alias("tiny-reviews", "champion").version)
+
+    for option, expected in (("--restore", "2"), ("--adopt", "1")):
+        client.set_registered_model_alias("tiny-reviews", "champion", "1")
+        done = workspaces.nightpress(root, "doctor")
+        assert done.returncode == 1
+        said = " ".join(done.stdout.split())
+        assert "points at version 1, and the ledger says version 2" in said
+        assert "moved by other means" in refuses(root, "rollback", "--reason", "so")
+        done = workspaces.nightpress(root, "doctor", option, "--reason", "seen")
+        assert f"version {expected} of tiny-reviews now" in done.stdout, done.stdout
+        assert champion() == expected
+    assert [move["action"] for move in moves(root)[-2:]] == ["restore", "adopt"]
